@@ -1,0 +1,33 @@
+# demo: install, then run active learning on the built-in dataset    test: install, then run the tests
+# check: formatting, lint, types    bench: the benchmarks    wheel: build dist/*.whl
+.PHONY: demo test check bench wheel
+
+PYTHON ?= python3
+BIN := .venv/bin
+# cuML, cuDF and CuPy serve only where there is a GPU to run them
+EXTRAS := dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)cuda13)
+comma := ,
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/meal-gpu run --dataset synthetic --out runs/demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(wildcard kernels/*.cu),$(BIN)/clang-format --dry-run --Werror kernels/*.cu kernels/*.cuh)
+
+bench: .venv/installed
+	$(BIN)/python -m bench
+
+wheel: .venv/installed
+	$(BIN)/python -m build --wheel
