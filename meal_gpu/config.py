@@ -1,0 +1,191 @@
+"""What a run does: one frozen, validated record; presets are the rows of the paper's Table 1."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import yaml
+
+from meal_gpu.errors import ConfigError
+
+SUPERVISED = "supervised"
+_CHOICES = {
+    "architecture": ("smp", "paper"),
+    "keep": ("best", "last"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "ops": ("auto", "reference", "cuda"),
+}
+_POSITIVE = ("initial_images", "query_size", "candidates", "epochs", "validate_every", "manifold_dimension")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. Sizes are (height, width) in pixels; grids are (rows, columns); `budget` is a share in (0, 1].
+
+    Raises:
+        ConfigError: an impossible value, named with the allowed ones.
+    """
+
+    dataset: str = "synthetic"
+    root: str | None = None
+    size: tuple[int, int] | None = None  # working size; None: the dataset's own
+    grid: tuple[int, int] = (4, 4)
+
+    strategy: str = "meal"
+    seed: int = 0
+    initial_images: int = 2  # all patches of these are labelled at step 0
+    query_size: int = 32  # N
+    candidates: int = 200  # N_I
+    budget: float = 0.05  # share of the pool's patches; the number of steps is rounded to the nearest
+    steps: int | None = None  # overrides budget
+
+    architecture: str = "smp"
+    encoder_weights: str = "imagenet"  # imagenet, none, or the path of a .safetensors file
+    finetune: bool = False  # train the encoder as well
+    epochs: int = 25
+    final_epochs: int = 32  # after the last step; 0: as `epochs`
+    batch_size: int = 8  # patches; images in a supervised run
+    learning_rate: float = 1e-3
+    decay_every: int = 0  # epochs between multiplications of the rate by 0.1; 0: never
+    keep: str = "best"  # the epoch with the best validation mIoU, or the last
+    validate_every: int = 1  # epochs
+
+    manifold_dimension: int = 2
+    manifold_neighbors: int = 15
+    manifold_min_dist: float = 0.1
+    manifold_limit: int = 50_000  # Φ is fitted on a random subsample of larger pools
+
+    precision: str = "auto"  # bfloat16 (autocast) where the hardware has it, float32 elsewhere
+    cache_gib: float = 3.0  # memory for what a frozen encoder computes once
+    device: str = "auto"
+    ops: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key, known in _CHOICES.items():
+            if (value := getattr(self, key)) not in known:
+                raise ConfigError(f"{key} is {value!r}; known: {', '.join(known)}")
+        least = dict.fromkeys(_POSITIVE, 1) | {
+            "seed": 0, "decay_every": 0, "final_epochs": 0, "manifold_neighbors": 2,
+            "batch_size": 2,  # BatchNorm cannot train on one image
+            "manifold_limit": self.manifold_dimension + 2,
+        }  # fmt: skip
+        for key, bound in least.items():
+            if getattr(self, key) < bound:
+                raise ConfigError(f"{key} is {getattr(self, key)}; it must be at least {bound}")
+        if self.steps is not None and self.steps < 0:
+            raise ConfigError(f"steps is {self.steps}; it must be at least 0")
+        for key in ("size", "grid"):
+            if (pair := getattr(self, key)) is not None and min(pair) < 1:
+                raise ConfigError(f"{key} is {pair}; both numbers must be at least 1")
+        if not 0 < self.budget <= 1:
+            raise ConfigError(f"budget is {self.budget}; it is a share of the pool, above 0 and at most 1")
+        if self.candidates < self.query_size:
+            raise ConfigError(
+                f"candidates is {self.candidates}, below query_size {self.query_size}: raise it"
+            )
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if not self.cache_gib >= 0:
+            raise ConfigError(f"cache_gib is {self.cache_gib}; it must not be negative")
+        if not 0 <= self.manifold_min_dist <= 1:
+            raise ConfigError(f"manifold_min_dist is {self.manifold_min_dist}; it must be between 0 and 1")
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with `changes`, checked like a file's keys (unknown key, wrong type)."""
+        return from_dict(dataclasses.asdict(self) | changes)
+
+    def number_of_steps(self, patches: int, initial: int) -> int:
+        """Acquisition steps for a pool of `patches`, of which `initial` are labelled at step 0."""
+        if self.steps is not None:
+            return self.steps
+        return max(0, round((self.budget * patches - initial) / self.query_size))
+
+    def to_toml(self) -> str:
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return tomli_w.dumps(values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is tuple:
+        arguments = typing.get_args(kind)
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(arguments)
+            and all(_fits(v, a) for v, a in zip(value, arguments, strict=True))
+        )
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Check names and types, then build. Missing keys take their defaults.
+
+    Raises:
+        ConfigError: an unknown key (with the known ones), a value of another type, or an impossible one.
+    """
+    hints = typing.get_type_hints(Config)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ConfigError(f"unknown key {', '.join(unknown)}; known: {', '.join(hints)}")
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        given = tuple(value) if isinstance(value, list) else value
+        kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
+        if not any(_fits(given, kind) for kind in kinds):
+            raise ConfigError(f"{key} is {value!r}; expected {_spell(hints[key])}")
+        checked[key] = float(value) if hints[key] is float else given
+    return Config(**checked)
+
+
+def _spell(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def read(path: Path) -> Config:
+    """Read a .toml, .yaml or .yml file. Raises ConfigError naming the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not valid {path.suffix.lstrip('.').upper()}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def supervised(config: Config) -> Config:
+    """The baseline of Table 1: every full image labelled, batch 2, 60 epochs, 8e-4, ×0.1 every 20 epochs."""
+    return dataclasses.replace(
+        config, strategy=SUPERVISED, steps=0, epochs=60, final_epochs=0, batch_size=2,
+        learning_rate=8e-4, decay_every=20,
+    )  # fmt: skip
+
+
+_CAMVID: dict[str, Any] = {"dataset": "camvid", "architecture": "paper", "budget": 0.05}
+_CITYSCAPES: dict[str, Any] = {"dataset": "cityscapes", "architecture": "paper", "budget": 0.01}
+_LARGE_START: dict[str, Any] = {"initial_images": 20, "query_size": 25}
+PRESETS: dict[str, Config] = {
+    name: from_dict(values)
+    for name, values in {
+        "camvid": _CAMVID,
+        "camvid-finetune": _CAMVID | {"finetune": True},
+        "cityscapes": _CITYSCAPES,
+        "cityscapes-finetune": _CITYSCAPES | {"finetune": True},
+        "cityscapes-320": _CITYSCAPES | _LARGE_START,
+        "cityscapes-320-finetune": _CITYSCAPES | _LARGE_START | {"finetune": True},
+        "synthetic": {"encoder_weights": "none", "finetune": True, "query_size": 32, "candidates": 128,
+                      "steps": 3, "epochs": 6, "final_epochs": 8},
+        "folder": {"dataset": "folder"},
+    }.items()
+}  # fmt: skip

@@ -1,0 +1,74 @@
+"""Patch id ↔ (image, row, column) and pixel boxes: pure integers.
+
+An image of H×W pixels is cut into rows × columns patches of ceil(H/rows) × ceil(W/columns) pixels;
+the last row and column hold what is left. Patch ids count row by row within an image, image by image.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from meal_gpu.errors import InputError
+
+
+def _ceil_div(length: int, parts: int) -> int:
+    return -(-length // parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The patches of every image of a pool.
+
+    Raises:
+        InputError: a size below 1, or a grid so fine that its last row or column would be empty.
+    """
+
+    rows: int
+    columns: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for axis, parts, length in (("rows", self.rows, self.height), ("columns", self.columns, self.width)):
+            if parts < 1 or length < 1:
+                raise InputError(
+                    f"a grid needs at least one of each: {parts} {axis} over {length} pixels were given"
+                )
+            if (parts - 1) * _ceil_div(length, parts) >= length:
+                fits = _ceil_div(length, _ceil_div(length, parts))
+                raise InputError(
+                    f"{parts} {axis} over {length} pixels leave the last patch empty; use {fits} {axis}"
+                )
+
+    @property
+    def patch_height(self) -> int:
+        return _ceil_div(self.height, self.rows)
+
+    @property
+    def patch_width(self) -> int:
+        return _ceil_div(self.width, self.columns)
+
+    @property
+    def patches_per_image(self) -> int:
+        return self.rows * self.columns
+
+    def locate(self, patches: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Patch ids of any shape -> (image, row, column), each int64 of that shape."""
+        ids = np.asarray(patches, dtype=np.int64)
+        image, cell = np.divmod(ids, self.patches_per_image)
+        row, column = np.divmod(cell, self.columns)
+        return image, row, column
+
+    def patch_id(self, image: ArrayLike, row: ArrayLike, column: ArrayLike) -> NDArray[np.int64]:
+        """(image, row, column) -> patch ids, int64; the inverse of `locate`."""
+        base = np.asarray(image, dtype=np.int64) * self.patches_per_image
+        return np.asarray(base + np.asarray(row) * self.columns + np.asarray(column), dtype=np.int64)
+
+    def boxes(self, patches: ArrayLike) -> NDArray[np.int64]:
+        """Patch ids [M] -> pixel boxes [M, 4] int64: left, top, right, bottom; right and bottom exclusive."""
+        _, row, column = self.locate(patches)
+        top, left = row * self.patch_height, column * self.patch_width
+        bottom = np.minimum(top + self.patch_height, self.height)
+        right = np.minimum(left + self.patch_width, self.width)
+        return np.stack([left, top, right, bottom], axis=-1)
