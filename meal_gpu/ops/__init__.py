@@ -1,0 +1,132 @@
+"""The one seam between CPU and CUDA: a Protocol that the modules `reference` and `cuda` satisfy.
+
+It is selected once, at the edge, and passed down as an argument. Only "auto" may fall back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, cast
+
+import torch
+
+from meal_gpu.errors import InputError, UnavailableError
+from meal_gpu.grid import Grid
+
+NAMES = ("auto", "reference", "cuda")
+
+
+class Patches(NamedTuple):
+    """`pixels` [M, 3, ph, pw], normalised; `labels` uint8 [M, ph, pw], or None where none were asked for."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class FittedUmap:
+    """`embedding` [M, d] float32 of the fitted rows, and the map of new rows [K, D] -> [K, d] float32."""
+
+    embedding: torch.Tensor
+    transform: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Ops(Protocol):
+    """What the engine computes on arrays. Implementations trust their callers: inputs are checked above.
+
+    `logits` are [B, C, h, w] and span `padded` pixels (H', W'), of which the top-left (H, W) of the grid
+    count; bilinear upsampling between the two follows torch's `align_corners`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def patch_entropy(
+        self, logits: torch.Tensor, grid: Grid, padded: tuple[int, int], align_corners: bool
+    ) -> torch.Tensor:
+        """-> [B, P] float32 (float64 for float64 logits): mean softmax entropy per patch, in nats."""
+        ...
+
+    def gather_patches(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor | None,
+        patches: torch.Tensor,
+        grid: Grid,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        void: int,
+    ) -> Patches:
+        """uint8 `images` [N, H, W, 3], `labels` [N, H, W], `patches` [M] int64 -> (x/255 - mean)/std float32.
+
+        What a ragged last patch lacks is 0 after normalisation, and `void` in the labels.
+        """
+        ...
+
+    def kmeans_plusplus(
+        self, points: torch.Tensor, uniforms: torch.Tensor, chosen: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`points` [M, d], `uniforms` [n, trials] float64, `chosen` [L, d] -> [n] int64 distinct rows."""
+        ...
+
+    def confusion(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        padded: tuple[int, int],
+        align_corners: bool,
+        void: int,
+    ) -> torch.Tensor:
+        """`labels` uint8 [B, H, W] -> [C, C] int64, rows the ground truth; `void` counts nowhere."""
+        ...
+
+    def umap_fit(
+        self,
+        features: torch.Tensor,
+        *,
+        neighbors: int,
+        min_dist: float,
+        dimension: int,
+        seed: int,
+        embedding: torch.Tensor | None,
+    ) -> FittedUmap:
+        """Fit UMAP on `features` [M, D]; with `embedding` [M, d], rebuild a fitted map instead of fitting."""
+        ...
+
+
+def select(name: str = "auto") -> Ops:
+    """The implementation called `name`; "auto" takes CUDA where it works, the reference otherwise.
+
+    Raises:
+        InputError: an unknown name.
+        UnavailableError: "cuda" was asked for and cannot work here; the message says why and what to install.
+    """
+    if name not in NAMES:
+        raise InputError(f"unknown ops {name!r}; known: {', '.join(NAMES)}")
+    from meal_gpu.ops import reference
+
+    # mypy checks that the module satisfies the Protocol here
+    fallback: Ops = reference
+    if name == "reference":
+        return fallback
+    missing = why_not_cuda()
+    if missing is None:
+        from importlib import import_module
+
+        return cast(Ops, import_module("meal_gpu.ops.cuda"))
+    if name == "cuda":
+        raise UnavailableError(f"ops 'cuda' cannot work here: {missing}. Use --ops reference meanwhile.")
+    return fallback
+
+
+def why_not_cuda() -> str | None:
+    """None where the CUDA ops work, else the reason and the fix in one line."""
+    from importlib.util import find_spec
+
+    if find_spec("meal_gpu.ops.cuda") is None:
+        return "this version has no CUDA ops yet"
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU (check nvidia-smi and the driver)"
+    absent = [package for package in ("cupy", "cuml") if find_spec(package) is None]
+    if absent:
+        return f"{' and '.join(absent)} not installed: pip install 'meal-gpu[cuda13]'"
+    return None

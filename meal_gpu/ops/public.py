@@ -1,0 +1,98 @@
+"""The array functions of the public interface: they check their arguments, then call the ops."""
+
+import torch
+
+from meal_gpu import rng
+from meal_gpu.errors import InputError
+from meal_gpu.grid import Grid
+from meal_gpu.ops import Ops, select
+
+MAX_CLASSES = 256
+
+
+def _ops_for(tensor: torch.Tensor) -> Ops:
+    return select("auto" if tensor.is_cuda else "reference")
+
+
+def patch_entropy(
+    logits: torch.Tensor,
+    *,
+    grid: tuple[int, int] = (4, 4),
+    size: tuple[int, int] | None = None,
+    align_corners: bool = True,
+) -> torch.Tensor:
+    """Mean softmax entropy of each patch, from logits at any lower resolution (MEAL, eq. 1).
+
+    H(u,v) = -Σ_c P_c log P_c of the bilinearly upsampled logits at `size`, averaged over each patch.
+    No full-size C-channel tensor is made.
+
+    Args:
+        logits: [B, C, h, w] float16, bfloat16, float32 or float64, on any device. Finite: a NaN or
+            infinite logit makes every patch that it is interpolated into NaN.
+        grid: rows and columns of patches.
+        size: (H, W) at which entropy is measured; (h, w) where None.
+        align_corners: as in `torch.nn.functional.interpolate`; segmentation_models_pytorch uses True.
+
+    Returns:
+        [B, rows*columns] float32 in nats (float64 for float64 logits), between 0 and log C, row by row.
+
+    Raises:
+        InputError: wrong rank, dtype or number of classes; a size below the logits'; an empty patch.
+    """
+    if logits.ndim != 4 or 0 in logits.shape[1:]:
+        raise InputError(f"logits must be [B, C, h, w] with nothing empty but B, got {list(logits.shape)}")
+    if not logits.is_floating_point():
+        raise InputError(f"logits must be floating point, got {logits.dtype}; pass scores before softmax")
+    if logits.shape[1] > MAX_CLASSES:
+        raise InputError(f"logits have {logits.shape[1]} classes, at most {MAX_CLASSES} are supported")
+    height, width = size or (logits.shape[2], logits.shape[3])
+    if height < logits.shape[2] or width < logits.shape[3]:
+        raise InputError(f"size {(height, width)} is below the logits' {tuple(logits.shape[2:])}")
+    cells = Grid(*grid, height, width)
+    return _ops_for(logits).patch_entropy(logits.detach(), cells, (height, width), align_corners)
+
+
+def kmeans_plusplus(
+    points: torch.Tensor,
+    n: int,
+    *,
+    seed: int = 0,
+    chosen: torch.Tensor | None = None,
+    trials: int = 1,
+) -> torch.Tensor:
+    """K-Means++ seeding: n distinct rows drawn by D² sampling (Arthur & Vassilvitskii, 2007).
+
+    The order is prefix-nested: `kmeans_plusplus(p, 16)` begins `kmeans_plusplus(p, 64)` for one seed.
+
+    Args:
+        points: [M, d] floating point, finite, on any device.
+        n: how many, 1 <= n <= M.
+        seed: of the stream that the draws come from.
+        chosen: [L, d] points that already count as centres, or None.
+        trials: candidates per draw, of which the one with the lowest potential is kept (greedy variant;
+            scikit-learn uses 2 + log n). 1 is the plain algorithm, as in the paper.
+
+    Returns:
+        [n] int64 row indices in order of choice, distinct also where points coincide.
+
+    Raises:
+        InputError: wrong rank, dtype or width; n outside 1..M; a value that is not finite.
+    """
+    for label, array in (("points", points), ("chosen", chosen)):
+        if array is None:
+            continue
+        if array.ndim != 2 or not array.is_floating_point():
+            raise InputError(f"{label} must be [M, d] floating point, got {list(array.shape)} {array.dtype}")
+        if not bool(array.isfinite().all()):
+            bad = int((~array.isfinite()).any(dim=1).nonzero()[0])
+            raise InputError(f"{label} must be finite; row {bad} is not")
+    if not 1 <= n <= len(points):
+        raise InputError(f"n must be between 1 and the number of points, {len(points)}; got {n}")
+    if trials < 1:
+        raise InputError(f"trials must be at least 1, got {trials}")
+    if chosen is not None and chosen.shape[1] != points.shape[1]:
+        raise InputError(f"points have {points.shape[1]} columns and chosen {chosen.shape[1]}")
+    draws = rng.uniforms(seed, 0, "kmeans_plusplus", n * trials).view(n, trials)
+    return _ops_for(points).kmeans_plusplus(
+        points.detach(), draws, chosen if chosen is None or len(chosen) else None
+    )

@@ -1,0 +1,188 @@
+"""Plain torch and umap-learn: the specification, the oracle of the tests and the fair baseline."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from meal_gpu.grid import Grid
+from meal_gpu.ops import FittedUmap, Patches
+
+name = "reference"
+
+# Upsampled logits alive at a time. Larger bands leave the CPU's caches and run slower.
+BAND_BYTES = 4 << 20
+
+
+def _interpolation(
+    low: int, spanned: int, used: int, align_corners: bool, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lower neighbour, upper neighbour [used] int64 and weight of the upper [used] for one axis.
+
+    Coordinates are float64 whatever the logits are: in float32 they are off by 1e-4 of a cell at 2048 pixels.
+    """
+    pixel = torch.arange(used, dtype=torch.float64, device=like.device)
+    if align_corners:
+        at = pixel * ((low - 1) / (spanned - 1) if spanned > 1 else 0.0)
+    else:
+        at = ((pixel + 0.5) * (low / spanned) - 0.5).clamp_(min=0.0)
+    lower = at.floor().long().clamp_(max=low - 1)
+    return lower, (lower + 1).clamp_(max=low - 1), (at - lower).to(like.dtype)
+
+
+def _upsampled_bands(
+    logits: torch.Tensor, size: tuple[int, int], padded: tuple[int, int], align_corners: bool
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (image, first row, [C, rows, W]): one image at a time, so that no result depends on the batch."""
+    values = logits if logits.dtype == torch.float64 else logits.float()
+    _, channels, h, w = values.shape
+    height, width = size
+    y0, y1, wy = _interpolation(h, padded[0], height, align_corners, values)
+    x0, x1, wx = _interpolation(w, padded[1], width, align_corners, values)
+    rows = max(1, BAND_BYTES // (channels * width * values.element_size()))
+    for image, value in enumerate(values):
+        for top in range(0, height, rows):
+            band = slice(top, top + rows)
+            upper, lower = value[:, y0[band]], value[:, y1[band]]
+            tall = torch.lerp(upper, lower, wy[band, None])
+            yield image, top, torch.lerp(tall[..., x0], tall[..., x1], wx)
+
+
+def patch_entropy(
+    logits: torch.Tensor, grid: Grid, padded: tuple[int, int], align_corners: bool
+) -> torch.Tensor:
+    height, width = grid.height, grid.width
+    sums = logits.new_zeros((len(logits), height, grid.columns), dtype=torch.float64)
+    for image, top, band in _upsampled_bands(logits, (height, width), padded, align_corners):
+        log_p = F.log_softmax(band, dim=0)
+        # p = 0 has entropy 0, also where log p is -inf
+        entropy = -(log_p.exp() * log_p.clamp_(min=torch.finfo(log_p.dtype).min)).sum(dim=0)
+        filled = F.pad(entropy, (0, grid.columns * grid.patch_width - width))
+        cells = filled.view(-1, grid.columns, grid.patch_width)
+        sums[image, top : top + len(entropy)] = cells.sum(dim=2, dtype=torch.float64)
+    rows = F.pad(sums, (0, 0, 0, grid.rows * grid.patch_height - height))
+    totals = rows.view(len(logits), grid.rows, grid.patch_height, grid.columns).sum(dim=2)
+    pixels = torch.outer(
+        _lengths(grid.rows, grid.patch_height, height), _lengths(grid.columns, grid.patch_width, width)
+    ).to(totals)
+    means = (totals / pixels).flatten(1)
+    return means if logits.dtype == torch.float64 else means.float()
+
+
+def _lengths(parts: int, full: int, length: int) -> torch.Tensor:
+    """[parts] pixels of each patch along one axis."""
+    return (length - full * torch.arange(parts)).clamp_(max=full)
+
+
+def gather_patches(
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    patches: torch.Tensor,
+    grid: Grid,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    void: int,
+) -> Patches:
+    patches = patches.to(images.device)
+    image = patches // grid.patches_per_image
+    row = patches % grid.patches_per_image // grid.columns
+    column = patches % grid.columns
+    y = (row * grid.patch_height)[:, None] + torch.arange(grid.patch_height, device=images.device)
+    x = (column * grid.patch_width)[:, None] + torch.arange(grid.patch_width, device=images.device)
+    inside = (y < grid.height)[:, :, None] & (x < grid.width)[:, None, :]
+    at = (
+        image[:, None, None],
+        y.clamp(max=grid.height - 1)[:, :, None],
+        x.clamp(max=grid.width - 1)[:, None, :],
+    )
+    pixels = normalise(images[at], mean, std) * inside[:, None]
+    return Patches(pixels, None if labels is None else labels[at].masked_fill(~inside, void))
+
+
+def normalise(
+    images: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], (x/255 - mean)/std, in channels-last memory."""
+    scaled = images.permute(0, 3, 1, 2).float().div_(255)
+    channel = scaled.new_tensor((mean, std)).view(2, 3, 1, 1)
+    return (scaled - channel[0]) / channel[1]
+
+
+def kmeans_plusplus(
+    points: torch.Tensor, uniforms: torch.Tensor, chosen: torch.Tensor | None
+) -> torch.Tensor:
+    values = points.double()
+    uniforms = uniforms.to(values.device)
+    free = torch.ones(len(values), dtype=torch.bool, device=values.device)
+    nearest = torch.full((len(values),), torch.inf, dtype=torch.float64, device=values.device)
+    if chosen is not None:
+        for labelled in chosen.double():
+            nearest = torch.minimum(nearest, _squared_distances(values, labelled))
+    picks = []
+    for draws in uniforms:
+        # All weights equal: before any centre is known, and once every free point coincides with one
+        weights = nearest.where(free, 0.0)
+        degenerate = ~((weights.sum() > 0) & weights.sum().isfinite())
+        cumulative = torch.where(degenerate, free.double(), weights).cumsum(0)
+        rows = torch.searchsorted(cumulative, draws * cumulative[-1], right=True)
+        # u·total may round up to the total itself: stay on the last row that has weight
+        rows.clamp_(max=torch.searchsorted(cumulative, cumulative[-1]))
+        updated = torch.stack([torch.minimum(nearest, _squared_distances(values, values[r])) for r in rows])
+        best = updated.where(free, 0.0).sum(dim=1).argmin()
+        nearest, row = updated[best], rows[best]
+        free[row] = False
+        picks.append(row)
+    return torch.stack(picks)
+
+
+def _squared_distances(points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    return (points - centre).square().sum(dim=1)
+
+
+def confusion(
+    logits: torch.Tensor, labels: torch.Tensor, padded: tuple[int, int], align_corners: bool, void: int
+) -> torch.Tensor:
+    classes = logits.shape[1]
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=logits.device)
+    size = (labels.shape[1], labels.shape[2])
+    for image, top, band in _upsampled_bands(logits, size, padded, align_corners):
+        truth = labels[image, top : top + band.shape[1]].long()
+        known = truth != void
+        counts += torch.bincount((truth * classes + band.max(dim=0).indices)[known], minlength=len(counts))
+    return counts.view(classes, classes)
+
+
+def umap_fit(
+    features: torch.Tensor,
+    *,
+    neighbors: int,
+    min_dist: float,
+    dimension: int,
+    seed: int,
+    embedding: torch.Tensor | None,
+) -> FittedUmap:
+    from umap import UMAP
+
+    # n_jobs=1 is what a fixed seed costs: umap-learn's parallel optimiser is not deterministic
+    model = UMAP(
+        n_neighbors=min(neighbors, len(features) - 1),
+        min_dist=min_dist,
+        n_components=dimension,
+        random_state=seed,
+        transform_seed=seed,
+        n_jobs=1,
+    )
+    rows = features.cpu().float().numpy()
+    if embedding is not None:
+        # No epochs: only the neighbour graph is rebuilt, then the stored embedding is put in place
+        model.set_params(init=embedding.cpu().numpy(), n_epochs=0)
+        model.fit(rows)
+        model.n_epochs = None
+        model.embedding_ = embedding.cpu().numpy().copy()
+    else:
+        model.fit(rows)
+
+    def transform(new: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(model.transform(new.cpu().float().numpy())).to(new.device)
+
+    return FittedUmap(torch.from_numpy(model.embedding_).to(features.device), transform)
