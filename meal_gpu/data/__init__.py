@@ -1,0 +1,27 @@
+"""Datasets: open, check, load, pack, download. DALI is imported only when pixels are read."""
+
+from meal_gpu.data.checking import Problem, check
+from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, DatasetInfo, Split
+from meal_gpu.data.downloading import download
+from meal_gpu.data.load import load_images, load_labels
+from meal_gpu.data.loader import Loader
+from meal_gpu.data.packing import pack
+from meal_gpu.data.registry import DATASETS, default_root, open_dataset
+
+__all__ = [
+    "DATASETS",
+    "UNKNOWN",
+    "VOID",
+    "Dataset",
+    "DatasetInfo",
+    "Loader",
+    "Problem",
+    "Split",
+    "check",
+    "default_root",
+    "download",
+    "load_images",
+    "load_labels",
+    "open_dataset",
+    "pack",
+]

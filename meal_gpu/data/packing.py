@@ -1,0 +1,137 @@
+"""A dataset decoded and resized once: one array file per split, opened without decoding.
+
+OUT/pack.json           name, classes, colours, lookup, size and image names
+OUT/train.images.npy    [N, H, W, 3] uint8
+OUT/train.labels.npy    [N, H, W] uint8, train ids with void 255; absent when unlabelled
+OUT/val.images.npy  OUT/val.labels.npy
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from meal_gpu.data.dataset import Dataset, Progress, Size, Split
+from meal_gpu.data.load import fill_images, fill_labels
+from meal_gpu.errors import DataError
+
+MANIFEST = "pack.json"
+_VERSION = 1
+
+
+def pack(dataset: Dataset, out: str | Path, *, progress: Progress | None = None) -> Path:
+    """Write `dataset` as a pack; `open_dataset(dataset.name, out)` then gives the same pixels.
+
+    The folder appears complete or not at all.
+
+    Args:
+        dataset: what to decode, at its working size.
+        out: the folder to make; it must not exist or be empty.
+        progress: called with the number of image and label files finished since the last call.
+
+    Returns:
+        The absolute path of `out`.
+
+    Raises:
+        DataError: `out` holds something, `dataset` is a pack itself, or a file of the dataset cannot be used.
+    """
+    if dataset.train.packed is not None:
+        raise DataError(f"{dataset.root}: a pack already; copy the folder instead")
+    target = Path(out).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target}: exists already; choose another folder or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for name, split in (("train", dataset.train), ("val", dataset.val)):
+            _write_split(aside / name, split, dataset, progress)
+        manifest = {
+            "version": _VERSION,
+            "name": dataset.name,
+            "classes": dataset.classes,
+            "colors": dataset.colors,
+            "lookup": dataset.lookup,
+            "size": dataset.size,
+            "splits": {
+                name: {"names": split.names, "labelled": split.labels is not None}
+                for name, split in (("train", dataset.train), ("val", dataset.val))
+            },
+        }
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        aside.chmod(0o755)
+        os.replace(aside, target)  # noqa: PTH105 - Path.replace does the same; this says that it is atomic
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return target
+
+
+def open_pack(root: Path, name: str, *, size: Size | None = None) -> Dataset:
+    """Open what `pack` wrote.
+
+    Raises:
+        DataError: the pack is of another dataset, size or version, or cannot be read.
+    """
+    manifest = _read(root / MANIFEST)
+    packed_size = (int(manifest["size"][0]), int(manifest["size"][1]))
+    if manifest["name"] != name:
+        raise DataError(f"{root}: a pack of {manifest['name']}, not of {name}; ask for {manifest['name']}")
+    if size is not None and tuple(size) != packed_size:
+        raise DataError(
+            f"{root}: packed at {packed_size[0]}×{packed_size[1]} pixels, {size[0]}×{size[1]} was asked for; "
+            f"pack the dataset at that size"
+        )
+    return Dataset(
+        name=name,
+        root=root,
+        classes=tuple(manifest["classes"]),
+        colors=tuple((int(r), int(g), int(b)) for r, g, b in manifest["colors"]),
+        lookup=tuple(manifest["lookup"]),
+        size=packed_size,
+        train=_open_split(root, "train", manifest["splits"]["train"]),
+        val=_open_split(root, "val", manifest["splits"]["val"]),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a readable pack ({error}); pack the dataset again") from error
+    if version != _VERSION:
+        raise DataError(f"{path}: pack version {version}, expected {_VERSION}; pack the dataset again")
+    return manifest
+
+
+def _open_split(root: Path, split: str, entry: dict[str, Any]) -> Split:
+    images = tuple(root / PurePosixPath(name) for name in entry["names"])
+    labels = tuple(root / f"{split}.labels.npy" for _ in images) if entry["labelled"] else None
+    return Split(root, images, labels, packed=root / split)
+
+
+def _write_split(stem: Path, split: Split, dataset: Dataset, progress: Progress | None) -> None:
+    with _created(Path(f"{stem}.images.npy"), (len(split), *dataset.size, 3)) as images:
+        fill_images(images, split, dataset.size, progress)
+    if split.labels is not None:
+        with _created(Path(f"{stem}.labels.npy"), (len(split), *dataset.size)) as labels:
+            fill_labels(labels, split, dataset, progress)
+
+
+@contextmanager
+def _created(path: Path, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """A tensor over a new array file, so that no split needs to fit into memory."""
+    if shape[0] == 0:  # an empty file cannot be mapped
+        np.save(path, np.empty(shape, dtype=np.uint8))
+        yield torch.empty(shape, dtype=torch.uint8)
+        return
+    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    yield torch.from_numpy(mapped)
+    mapped.flush()

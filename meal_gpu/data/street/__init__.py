@@ -1,0 +1,1 @@
+"""Procedurally drawn street scenes: an image and its label ids from one random stream."""
