@@ -1,0 +1,142 @@
+"""The manifold Φ: UMAP fitted once on the features of the pool, then applied to candidates."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+
+from meal_gpu import rng
+from meal_gpu.errors import InputError, RunError
+from meal_gpu.ops import FittedUmap, Ops, select
+
+_FORMAT = "meal_gpu.manifold/1"
+TRUST_SAMPLE = 2000
+
+
+@dataclass(frozen=True)
+class _Settings:
+    neighbors: int
+    min_dist: float
+    dimension: int
+    seed: int
+
+
+class Manifold:
+    """A fitted UMAP. Build one with `fit` or `load`.
+
+    Attributes:
+        features: [M, D] float32, the rows it was fitted on.
+        rows: [M] int64, which of the rows given to `fit` these are (all, or a subsample).
+        embedding: [M, d] float32, their coordinates.
+    """
+
+    def __init__(
+        self, features: torch.Tensor, rows: torch.Tensor, umap: FittedUmap, settings: _Settings
+    ) -> None:
+        self.features = features
+        self.rows = rows
+        self.embedding = umap.embedding
+        self._umap = umap
+        self._settings = settings
+
+    @classmethod
+    def fit(
+        cls,
+        features: torch.Tensor,
+        *,
+        seed: int,
+        neighbors: int = 15,
+        min_dist: float = 0.1,
+        dimension: int = 2,
+        limit: int = 50_000,
+        ops: Ops | None = None,
+    ) -> "Manifold":
+        """Fit on [M, D] floating point features (MEAL, Step 0); above `limit` rows on a random subsample.
+
+        One seed gives one result on the CPU. `neighbors` is lowered to M - 1 where M is small.
+
+        Raises:
+            InputError: wrong rank or dtype, a value that is not finite, or fewer than dimension + 2 rows.
+        """
+        _check(features)
+        if min(len(features), limit) < dimension + 2:
+            raise InputError(
+                f"{min(len(features), limit)} rows are too few to embed in {dimension} dimensions, "
+                f"which takes {dimension + 2}"
+            )
+        rows = torch.arange(len(features))
+        if len(features) > limit:
+            drawn = rng.stream(seed, 0, "manifold subsample").choice(len(features), limit, replace=False)
+            rows = torch.from_numpy(drawn).sort().values
+        kept = features.detach()[rows.to(features.device)].float()
+        settings = _Settings(neighbors, min_dist, dimension, seed)
+        umap = _umap(kept, settings, ops or select("auto" if features.is_cuda else "reference"), None)
+        return cls(kept, rows, umap, settings)
+
+    def transform(self, features: torch.Tensor) -> torch.Tensor:
+        """[K, D] -> [K, d] float32. Raises InputError where D or the dtype differs."""
+        _check(features)
+        if features.shape[1] != self.features.shape[1]:
+            raise InputError(
+                f"the manifold was fitted on {self.features.shape[1]} features a row, got {features.shape[1]}"
+            )
+        return self._umap.transform(features.detach().float())
+
+    def trustworthiness(self) -> float:
+        """Trustworthiness (Venna & Kaski 2001) in [0, 1] at 15 neighbours; over 2,000 rows on a sample."""
+        from sklearn.manifold import trustworthiness
+
+        drawn = rng.stream(self._settings.seed, 0, "trustworthiness").permutation(len(self.features))
+        rows = torch.from_numpy(drawn[:TRUST_SAMPLE])
+        neighbors = min(15, (len(rows) - 1) // 2)
+        high, low = (x.cpu()[rows].numpy() for x in (self.features, self.embedding))
+        return float(trustworthiness(high, low, n_neighbors=neighbors))
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: tensors and numbers only, no pickled objects."""
+        # One key: safetensors writes several in random order, and equal manifolds should be equal bytes
+        meta = {_FORMAT: json.dumps(vars(self._settings))}
+        tensors = {"features": self.features, "rows": self.rows, "embedding": self.embedding}
+        Path(path).write_bytes(serialise({k: v.cpu().contiguous() for k, v in tensors.items()}, meta))
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "cpu", ops: Ops | None = None) -> "Manifold":
+        """Read what `save` wrote; the neighbour graph is rebuilt, the embedding is the stored one.
+
+        Raises:
+            RunError: the file is missing, damaged or something else; it is named.
+        """
+        try:
+            with safe_open(path, framework="pt", device=device) as file:
+                meta = file.metadata() or {}
+                if _FORMAT not in meta:
+                    raise RunError(f"{path}: not a manifold of meal-gpu ({_FORMAT})")
+                settings = _Settings(**json.loads(meta[_FORMAT]))
+                features, rows, embedding = (
+                    file.get_tensor(name) for name in ("features", "rows", "embedding")
+                )
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise RunError(f"{path}: not a readable manifold: {error}") from error
+        umap = _umap(
+            features, settings, ops or select("auto" if features.is_cuda else "reference"), embedding
+        )
+        return cls(features, rows.cpu(), umap, settings)
+
+
+def _check(features: torch.Tensor) -> None:
+    if features.ndim != 2 or not features.is_floating_point():
+        raise InputError(
+            f"features must be [M, D] floating point, got {list(features.shape)} {features.dtype}"
+        )
+    if not bool(features.isfinite().all()):
+        bad = int((~features.isfinite()).any(dim=1).nonzero()[0])
+        raise InputError(f"features must be finite; row {bad} is not")
+
+
+def _umap(
+    features: torch.Tensor, settings: _Settings, ops: Ops, embedding: torch.Tensor | None
+) -> FittedUmap:
+    return ops.umap_fit(features, **vars(settings), embedding=embedding)

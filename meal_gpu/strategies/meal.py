@@ -1,0 +1,16 @@
+"""MEAL: entropy proposes candidates, K-Means++ over the pool's manifold spreads the query."""
+
+from meal_gpu.strategies.base import Pool, Selection, Strategy, seed_over
+
+
+def select(pool: Pool) -> Selection:
+    return seed_over(pool, lambda candidates: pool.manifold().transform(pool.features(candidates)))
+
+
+STRATEGY = Strategy(
+    name="meal",
+    summary="entropy candidates spread by K-Means++ over UMAP of the whole pool",
+    source="Sreenivasaiah, Otterbach, Wollmann 2021, Algorithm 1",
+    select=select,
+    needs_manifold=True,
+)
