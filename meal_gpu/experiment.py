@@ -1,0 +1,338 @@
+"""Algorithm 1: train → evaluate → acquire → label → record, step after step.
+
+Step 0 labels all patches of a few random images; step k labels the k-th query, made with the model of step
+k - 1. Each step then trains from scratch on everything labelled so far and is recorded as a whole.
+"""
+
+import contextlib
+import dataclasses
+import json
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from meal_gpu import config as configs
+from meal_gpu import data, models, ops, rng, strategies
+from meal_gpu.acquire import Query, ScoredPool, Settings, describe, query
+from meal_gpu.config import Config
+from meal_gpu.errors import ConfigError, DataError, RunError, UnavailableError
+from meal_gpu.evaluate import Evaluation, evaluate
+from meal_gpu.grid import Grid
+from meal_gpu.ledger import Ledger
+from meal_gpu.manifold import Manifold
+from meal_gpu.models import Builder, Segmenter
+from meal_gpu.ops import Ops
+from meal_gpu.oracle import Oracle
+from meal_gpu.record import RunFolder, write
+from meal_gpu.scoring import Advance, ImageSet, patch_features
+from meal_gpu.strategies.base import Selection
+from meal_gpu.timing import Stages
+from meal_gpu.train import Schedule, Trained, train
+
+
+class Monitor(Protocol):
+    """Where a run shows how far it is."""
+
+    def stage(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        """Enter a stage of `total` units; the yielded function takes how many more are done."""
+        ...
+
+    def line(self, text: str) -> None: ...
+
+
+class Silent:
+    """A monitor that shows nothing."""
+
+    def stage(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        return contextlib.nullcontext(lambda _: None)
+
+    def line(self, text: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run holds in memory."""
+
+    config: Config
+    dataset: data.Dataset
+    grid: Grid
+    pool: ImageSet
+    validation: ImageSet
+    validation_labels: torch.Tensor
+    oracle: Oracle
+    builder: Builder
+    ops: Ops
+    device: torch.device
+
+
+def resolve(config: Config) -> Config:
+    """Replace every "auto" by what this machine has, so that the run's record says what was used."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UnavailableError(f"device {device!r}: torch sees no GPU; use --device cpu")
+    precision = config.precision
+    if precision == "auto":
+        fast = device.startswith("cuda") or torch.cpu._is_amx_tile_supported()
+        precision = "bfloat16" if fast else "float32"
+    name = "reference" if config.ops == "auto" and device == "cpu" else ops.select(config.ops).name
+    return dataclasses.replace(config, device=device, precision=precision, ops=name)
+
+
+def run(config: Config, out: Path, *, resume: bool = False, monitor: Monitor | None = None) -> RunFolder:
+    """Run, or continue, one experiment in the folder `out`.
+
+    With `resume`, `out` must hold a run of the same configuration; it goes on after its last complete step
+    and makes the queries that a run without a stop would have made.
+
+    Raises:
+        ConfigError: an impossible setting, or one that differs from the run to be continued.
+        DataError: a file that cannot be used; the file is named.
+        RunError: a run folder that cannot be written or continued.
+        UnavailableError: a package, device or weight file that is not there.
+    """
+    monitor = monitor or Silent()
+    config = resolve(config)
+    if config.strategy != configs.SUPERVISED:
+        strategies.get(config.strategy)
+    folder = RunFolder.resume(out) if resume else None
+    if folder:
+        _same(config, folder)
+        folder.clean()
+    experiment = load(config, monitor)
+    if folder is None:
+        folder = RunFolder.create(out, config, experiment.device)
+    _steps(experiment, folder, monitor)
+    folder.publish_ledger()
+    return folder
+
+
+def _same(config: Config, folder: RunFolder) -> None:
+    before, now = dataclasses.asdict(folder.config), dataclasses.asdict(config)
+    if differing := [f"{k}: {before[k]!r} → {now[k]!r}" for k in now if before[k] != now[k]]:
+        raise ConfigError(
+            f"{folder.path} was started with other settings ({'; '.join(differing)}): "
+            "leave them out to continue it, or choose another --out"
+        )
+
+
+def load(config: Config, monitor: Monitor) -> Experiment:
+    """Check the dataset, then load both splits, all of them, on the device."""
+    dataset = data.open_dataset(config.dataset, config.root, size=config.size)
+    for split, what in ((dataset.train, "train"), (dataset.val, "val")):
+        if not len(split) or split.labels is None:
+            raise DataError(
+                f"{dataset.root}: a run needs labelled images in both splits, and {what} has none; "
+                "to query images without labels use meal_gpu.acquire"
+            )
+    with monitor.stage("check files", len(dataset.train) + len(dataset.val)) as advance:
+        if problems := data.check(dataset, progress=advance):
+            more = f" (and {len(problems) - 1} more: meal-gpu data check)" if len(problems) > 1 else ""
+            raise DataError(problems[0].message + more)
+    device = torch.device(config.device)
+    implementation = ops.select(config.ops)
+    grid = Grid(1, 1, *dataset.size) if _is_supervised(config) else Grid(*config.grid, *dataset.size)
+    if _initial_images(config, dataset) > len(dataset.train):
+        raise ConfigError(
+            f"initial_images is {config.initial_images}, but the pool has {len(dataset.train)} images"
+        )
+    # Before the slow part: the weights may not be there
+    builder = Builder(
+        config.architecture, len(dataset.classes), config.encoder_weights,
+        seed=rng.integer(config.seed, 0, "encoder"),
+    )  # fmt: skip
+
+    def read(split: data.Split, what: str) -> tuple[torch.Tensor, torch.Tensor]:
+        with monitor.stage(f"load {what}", 2 * len(split)) as advance:
+            images = data.load_images(split, dataset.size, device=device, progress=advance)
+            return images, data.load_labels(split, dataset, device=device, progress=advance)
+
+    def image_set(images: torch.Tensor) -> ImageSet:
+        return ImageSet(images, implementation, precision=config.precision, cache_bytes=_cache_bytes(config))
+
+    images, labels = read(dataset.train, "pool")
+    val_images, val_labels = read(dataset.val, "validation")
+    oracle = Oracle(images, labels, grid, implementation, data.VOID)
+    return Experiment(
+        config, dataset, grid, image_set(images), image_set(val_images), val_labels, oracle, builder,
+        implementation, device,
+    )  # fmt: skip
+
+
+def _cache_bytes(config: Config) -> int:
+    """A third each for the pool, the validation images and the labelled patches."""
+    return int(config.cache_gib * 2**30 / 3)
+
+
+def _is_supervised(config: Config) -> bool:
+    return config.strategy == configs.SUPERVISED
+
+
+def _initial_images(config: Config, dataset: data.Dataset) -> int:
+    return len(dataset.train) if _is_supervised(config) else config.initial_images
+
+
+def initial_patches(grid: Grid, images: int, count: int, seed: int) -> torch.Tensor:
+    """All patches of `count` random images, ascending. It depends on the seed alone, not on the strategy."""
+    drawn = rng.stream(seed, 0, "initial images").choice(images, count, replace=False)
+    first = torch.from_numpy(drawn).sort().values * grid.patches_per_image
+    return (first[:, None] + torch.arange(grid.patches_per_image)).flatten()
+
+
+def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> None:
+    config, grid = experiment.config, experiment.grid
+    done = len(folder.completed())
+    initial = _initial_images(config, experiment.dataset)
+    first = initial_patches(grid, len(experiment.pool), initial, config.seed)
+    pool_size = len(experiment.pool) * grid.patches_per_image
+    last = config.number_of_steps(pool_size, len(first))
+    model: Segmenter | None = None
+    if done:
+        ledger = Ledger.read(folder.step(done - 1) / "ledger.parquet")
+        if (ledger.names, ledger.grid) != (experiment.dataset.train.names, grid):
+            raise RunError(f"{folder.path} was made on other images than {experiment.dataset.root} now holds")
+        if done <= last:
+            model = _new_model(experiment, done - 1)
+            models.load(model, folder.step(done - 1) / "model.safetensors")
+    else:
+        ledger = Ledger.create(grid, experiment.dataset.train.names)
+    manifold = None
+    if done <= last and not _is_supervised(config) and strategies.get(config.strategy).needs_manifold:
+        manifold = _manifold(experiment, folder, monitor)
+    for step in range(done, last + 1):
+        if step and not len(ledger.unlabelled()):
+            break
+        stages = Stages()
+        with stages("acquire"):
+            if model is None:
+                chosen = describe(Selection(first), ledger, None)
+            else:
+                chosen = _acquire(experiment, model, manifold, ledger, step, monitor)
+        ledger.label(chosen.patch_ids, step)
+        ended = step == last or not len(ledger.unlabelled())
+        model = _new_model(experiment, step)
+        trained = _train(experiment, model, ledger, step, ended, stages, monitor)
+        with stages("record"):
+            metrics = _record(experiment, folder, step, model, chosen, ledger, trained)
+        folder.log("step", step=step, seconds={k: round(v, 3) for k, v in stages.seconds.items()})
+        monitor.line(
+            f"step {step}: {metrics['labelled']} patches ({metrics['share']:.2%}), "
+            f"mIoU {metrics['mean_iou']:.4f} at epoch {metrics['epoch']}"
+        )
+
+
+def _new_model(experiment: Experiment, step: int) -> Segmenter:
+    """From scratch: the pretrained encoder and a fresh decoder."""
+    model = experiment.builder(rng.integer(experiment.config.seed, step, "decoder")).to(experiment.device)
+    if not experiment.config.finetune:
+        model.freeze_encoder()
+    return model
+
+
+def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Manifold:
+    """Φ of the run: stored, or fitted on every patch with the pretrained encoder (Step 0)."""
+    config, target = experiment.config, folder.path / "manifold"
+    if target.exists():
+        return Manifold.load(target / "umap.safetensors", device=str(experiment.device), ops=experiment.ops)
+    stages = Stages()
+    patches = torch.arange(len(experiment.pool) * experiment.grid.patches_per_image)
+    with monitor.stage("features of the pool", len(patches)) as advance, stages("features"):
+        features = patch_features(
+            experiment.pool.images, patches, _new_model(experiment, 0), experiment.grid, experiment.ops,
+            precision=config.precision, advance=advance,
+        )  # fmt: skip
+    with monitor.stage("fit the manifold", 1) as advance, stages("fit"):
+        manifold = Manifold.fit(
+            features, seed=rng.integer(config.seed, 0, "manifold"), neighbors=config.manifold_neighbors,
+            min_dist=config.manifold_min_dist, dimension=config.manifold_dimension,
+            limit=config.manifold_limit, ops=experiment.ops,
+        )  # fmt: skip
+        advance(1)
+    trust = manifold.trustworthiness()
+    with folder.writing(target) as aside:
+        manifold.save(aside / "umap.safetensors")
+        everything = Ledger.create(experiment.grid, experiment.dataset.train.names)
+        whole = len(manifold.rows) == len(patches)
+        everything.set_embedding(patches, manifold.embedding if whole else manifold.transform(features))
+        everything.frame.drop(columns=["step", "score"]).to_parquet(aside / "pool.parquet", index=False)
+    folder.log("manifold", rows=len(manifold.rows), trustworthiness=round(trust, 4), seconds=stages.seconds)
+    monitor.line(f"manifold: UMAP of {len(manifold.rows)} patches, trustworthiness {trust:.3f}")
+    return manifold
+
+
+def _acquire(
+    experiment: Experiment, model: Segmenter, manifold: Manifold | None, ledger: Ledger, step: int,
+    monitor: Monitor,
+) -> Query:  # fmt: skip
+    config = experiment.config
+    settings = Settings(
+        candidates=config.candidates, seed=config.seed, step=step, neighbors=config.manifold_neighbors,
+        min_dist=config.manifold_min_dist, dimension=config.manifold_dimension, precision=config.precision,
+    )  # fmt: skip
+    with monitor.stage(f"step {step}: query", len(experiment.pool)) as advance:
+        pool = ScoredPool(
+            experiment.pool, model, ledger, config.query_size, experiment.ops, settings, manifold, advance
+        )
+        chosen = query(pool, config.strategy, ledger)
+    if chosen.pool_scores is not None:
+        ledger.set_scores(chosen.pool_scores)
+    if chosen.candidates is not None:
+        ledger.set_embedding(*chosen.candidates)
+    return chosen
+
+
+def _train(
+    experiment: Experiment, model: Segmenter, ledger: Ledger, step: int, ended: bool, stages: Stages,
+    monitor: Monitor,
+) -> Trained:  # fmt: skip
+    config = experiment.config
+    epochs = (config.final_epochs if ended else None) or config.epochs
+    schedule = Schedule(
+        epochs=epochs, batch_size=config.batch_size, learning_rate=config.learning_rate,
+        decay_every=config.decay_every, keep=config.keep, validate_every=config.validate_every,
+        precision=config.precision, cache_bytes=_cache_bytes(config),
+    )  # fmt: skip
+
+    def validate() -> Evaluation:
+        with stages("validate"):
+            return evaluate(
+                experiment.validation, experiment.validation_labels, model, experiment.ops, data.VOID
+            )
+
+    with monitor.stage(f"step {step}: train", epochs) as advance, stages("train"):
+        trained = train(
+            model, ledger.labelled(), experiment.oracle, schedule, seed=config.seed, step=step,
+            validate=validate, advance=advance,
+        )  # fmt: skip
+    # Validation happens inside training; report the two apart
+    stages.seconds["train"] -= stages.seconds.get("validate", 0.0)
+    return trained
+
+
+def _record(
+    experiment: Experiment, folder: RunFolder, step: int, model: Segmenter, chosen: Query, ledger: Ledger,
+    trained: Trained,
+) -> dict[str, Any]:  # fmt: skip
+    assert trained.evaluation is not None
+    labelled = len(ledger.labelled())
+    metrics = {
+        "step": step, "labelled": labelled, "patches": len(ledger), "share": labelled / len(ledger),
+        "mean_iou": trained.evaluation.mean_iou,
+        "class_iou": {
+            name: None if iou != iou else iou  # NaN is no JSON
+            for name, iou in zip(experiment.dataset.classes, trained.evaluation.class_iou, strict=True)
+        },
+        "epoch": trained.epoch, "history": trained.history,
+    }  # fmt: skip
+    with folder.writing(folder.step(step)) as aside:
+        models.save(model, aside / "model.safetensors")
+        chosen.to_parquet(aside / "query.parquet")
+        ledger.write(aside / "ledger.parquet")
+        write(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    folder.publish_ledger()
+    return metrics

@@ -1,0 +1,177 @@
+"""The run folder: what was asked, what was done, and complete steps only.
+
+config.toml  env.json           written before anything runs
+ledger.parquet                  the newest step's
+steps/003/                      complete, or not there: written aside, then renamed
+  model.safetensors  query.parquet  metrics.json  ledger.parquet
+manifold/                       Φ and the pool's embedding, complete or not there
+log.jsonl                       append-only: stage timings, losses
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meal_gpu import config as configs
+from meal_gpu.config import Config
+from meal_gpu.errors import ConfigError, RunError
+
+_PACKAGES = ("meal-gpu", "torch", "segmentation-models-pytorch", "umap-learn", "numpy", "pandas",
+             "nvidia-dali-cuda130", "cupy-cuda13x", "cuml-cu13", "cudf-cu13")  # fmt: skip
+
+
+_BEGINNING = {"steps", "env.json", ".partial-env.json", ".partial-config.toml"}
+
+
+class RunFolder:
+    """A folder that holds one run. Use `create` or `resume`."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: Path, config: Config, device: torch.device) -> "RunFolder":
+        """Start a run in a new or empty folder. Raises RunError where something is in it already."""
+        # A process killed before it wrote config.toml, the last of the three, leaves nothing to continue
+        if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _BEGINNING):
+            raise RunError(f"{path} is not empty: pass --resume to continue that run, or another --out")
+        try:
+            (path / "steps").mkdir(parents=True, exist_ok=True)
+            write(path / "env.json", json.dumps(environment(device), indent=2) + "\n")
+            write(path / "config.toml", config.to_toml())
+        except OSError as error:
+            raise RunError(f"{path}: the run folder cannot be written: {error.strerror}") from error
+        return cls(path, config)
+
+    @classmethod
+    def resume(cls, path: Path) -> "RunFolder":
+        """Open a run to continue or read it. Raises RunError where there is none."""
+        if not (path / "config.toml").is_file():
+            raise RunError(f"{path} holds no run (no config.toml); start one without --resume")
+        try:
+            folder = cls(path, configs.read(path / "config.toml"))
+        except ConfigError as error:
+            raise RunError(f"this run cannot be continued: {error}") from error
+        return folder
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-written."""
+        for leftover in [*self.path.glob(".partial-*"), *(self.path / "steps").glob(".partial-*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def completed(self) -> list[int]:
+        """The numbers of the complete steps, which must be 0, 1, 2, … without a gap."""
+        found = sorted(int(p.name) for p in (self.path / "steps").iterdir() if p.name.isdigit())
+        if found != list(range(len(found))):
+            raise RunError(f"{self.path}/steps holds {found}: a step is missing, restore it or start anew")
+        return found
+
+    def step(self, number: int) -> Path:
+        return self.path / "steps" / f"{number:03d}"
+
+    @contextmanager
+    def writing(self, target: Path) -> Iterator[Path]:
+        """A folder to fill that becomes `target` in one rename, once all of it is on the disk."""
+        aside = target.parent / f".partial-{target.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+            for file in aside.iterdir():
+                _sync(file)
+            _sync(aside)
+            aside.rename(target)
+            _sync(target.parent)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise RunError(
+                f"{target}: could not be written: {error.strerror or error}. "
+                "Complete steps are intact: free some room and continue with --resume"
+            ) from error
+
+    def publish_ledger(self) -> None:
+        """Make the newest step's ledger the run's."""
+        if done := self.completed():
+            aside = self.path / ".partial-ledger"
+            aside.unlink(missing_ok=True)
+            shutil.copyfile(self.step(done[-1]) / "ledger.parquet", aside)
+            _sync(aside)
+            aside.rename(self.path / "ledger.parquet")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """`metrics.json` of every complete step, in order."""
+        return [json.loads((self.step(k) / "metrics.json").read_text()) for k in self.completed()]
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one line to log.jsonl."""
+        row = {"time": round(time.time(), 3), "event": event, **fields}
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a whole file or none of it."""
+    aside = path.parent / f".partial-{path.name}"
+    aside.write_text(text, encoding="utf-8")
+    _sync(aside)
+    aside.rename(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Device, package versions, commit and command line."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": ["meal-gpu", *sys.argv[1:]],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def commit() -> str | None:
+    """The commit of the source tree this runs from, with "-dirty" where it was changed; None in a wheel."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if tracked.returncode:
+            return None
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,174 @@
+"""Training on labelled patches: cross-entropy, Adam, the epoch with the best validation mIoU is kept."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from meal_gpu import rng
+from meal_gpu.errors import InputError
+from meal_gpu.evaluate import Evaluation
+from meal_gpu.models import Encoded, Segmenter
+from meal_gpu.ops import Patches
+from meal_gpu.oracle import Oracle
+from meal_gpu.scoring import Advance, autocast
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """As the keys of the same names in `config.Config`."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    decay_every: int = 0
+    keep: str = "best"
+    validate_every: int = 1
+    precision: str = "float32"
+    cache_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`epoch` is the one kept, counted from 1; `history` has a dict of figures per epoch."""
+
+    epoch: int
+    evaluation: Evaluation | None
+    history: list[dict[str, float]]
+
+
+def train(
+    model: Segmenter,
+    patches: torch.Tensor,
+    oracle: Oracle,
+    schedule: Schedule,
+    *,
+    seed: int,
+    step: int,
+    validate: Callable[[], Evaluation] | None,
+    advance: Advance = lambda _: None,
+) -> Trained:
+    """Train `model` in place on the patches [M] and leave it at the epoch that is kept.
+
+    All randomness (order, dropout) comes from (`seed`, `step`); torch's global state is left alone.
+
+    Raises:
+        InputError: fewer than two patches, or batches of one.
+    """
+    if min(len(patches), schedule.batch_size) < 2:
+        raise InputError(
+            f"{len(patches)} patches in batches of {schedule.batch_size} were given; "
+            "BatchNorm needs at least 2 of both"
+        )
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], schedule.learning_rate)
+    batches = _Batches(model, patches, oracle, schedule)
+    history: list[dict[str, float]] = []
+    best: tuple[float, int, Evaluation | None, dict[str, torch.Tensor]] | None = None
+    with torch.random.fork_rng():
+        torch.manual_seed(rng.integer(seed, step, "dropout"))
+        for epoch in range(1, schedule.epochs + 1):
+            if schedule.decay_every and epoch > 1 and (epoch - 1) % schedule.decay_every == 0:
+                for group in optimiser.param_groups:
+                    group["lr"] *= 0.1
+            order = torch.from_numpy(rng.stream(seed, step, f"epoch {epoch}").permutation(len(patches)))
+            row = {
+                "epoch": float(epoch),
+                "loss": _epoch(model, order, batches, optimiser, schedule, oracle.void),
+            }
+            last = epoch == schedule.epochs
+            if validate and (last or (schedule.keep == "best" and epoch % schedule.validate_every == 0)):
+                evaluation = validate()
+                row["mean_iou"] = evaluation.mean_iou
+                score = -math.inf if math.isnan(evaluation.mean_iou) else evaluation.mean_iou
+                if best is None or schedule.keep == "last" or score > best[0]:
+                    best = (score, epoch, evaluation, copy.deepcopy(model.state_dict()))
+            history.append(row)
+            advance(1)
+    if best is None:
+        return Trained(schedule.epochs, None, history)
+    model.load_state_dict(best[3])
+    return Trained(best[1], best[2], history)
+
+
+def _epoch(
+    model: Segmenter,
+    order: torch.Tensor,
+    batches: "_Batches",
+    optimiser: torch.optim.Optimizer,
+    schedule: Schedule,
+    void: int,
+) -> float:
+    """One pass over the patches; the mean loss per batch."""
+    model.train()
+    total = torch.zeros((), device=next(model.parameters()).device)
+    rows = split(order, schedule.batch_size)
+    for batch in rows:
+        with autocast(total.device, schedule.precision):
+            encoded, labels = batches(batch)
+            logits = model.decode(encoded)
+        optimiser.zero_grad(set_to_none=True)
+        loss = cross_entropy(model, logits, labels, void)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        total += loss.detach()
+    return float(total) / len(rows)
+
+
+def split(order: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """[M] -> batches of `size`; a last one of a single row joins its neighbour.
+
+    BatchNorm after ASPP's global pooling has one value per channel and image: it cannot train on one image.
+    """
+    parts = list(torch.split(order, size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def cross_entropy(model: Segmenter, logits: torch.Tensor, labels: torch.Tensor, void: int) -> torch.Tensor:
+    """Mean over the pixels that are not void, at full resolution; 0 where all are void."""
+    height, width = labels.shape[1:]
+    padded = model.padded_size((height, width))
+    full = F.interpolate(logits.float(), size=padded, mode="bilinear", align_corners=model.align_corners)
+    total = F.cross_entropy(full[..., :height, :width], labels.long(), ignore_index=void, reduction="sum")
+    return total / (labels != void).sum().clamp(min=1)
+
+
+class _Batches:
+    """Encoded patches with their labels. A frozen encoder runs once over all patches where they fit."""
+
+    def __init__(self, model: Segmenter, patches: torch.Tensor, oracle: Oracle, schedule: Schedule) -> None:
+        self._model = model
+        self._patches = patches
+        self._oracle = oracle
+        self._kept: tuple[Encoded, torch.Tensor] | None = None
+        if not model.frozen:
+            return
+        model.eval()
+        parts: list[tuple[Encoded, torch.Tensor]] = []
+        for rows in torch.split(torch.arange(len(patches)), schedule.batch_size):
+            with autocast(oracle.images.device, schedule.precision):
+                part = self._encode(self._reveal(rows))
+            if sum(x.nbytes for x in part[0]) * len(patches) > schedule.cache_bytes * len(rows):
+                return
+            parts.append(part)
+        encoded = Encoded(*(torch.cat([part[0][k] for part in parts]) for k in range(len(Encoded._fields))))
+        self._kept = encoded, torch.cat([part[1] for part in parts])
+
+    def __call__(self, rows: torch.Tensor) -> tuple[Encoded, torch.Tensor]:
+        if self._kept is None:
+            return self._encode(self._reveal(rows))
+        encoded, labels = self._kept
+        at = rows.to(labels.device)
+        return Encoded(*(part[at] for part in encoded)), labels[at]
+
+    def _reveal(self, rows: torch.Tensor) -> Patches:
+        return self._oracle.reveal(self._patches[rows], self._model)
+
+    def _encode(self, patches: Patches) -> tuple[Encoded, torch.Tensor]:
+        assert patches.labels is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._model.frozen):
+            return self._model.encode(patches.pixels), patches.labels

@@ -1,0 +1,167 @@
+"""Algorithm 1 as a whole, on a tiny synthetic set."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from meal_gpu import config as configs
+from meal_gpu import data, experiment
+from meal_gpu.config import Config
+from meal_gpu.errors import ConfigError, DataError, InputError, RunError
+from meal_gpu.grid import Grid
+from meal_gpu.ledger import Ledger
+
+STRATEGIES = ("random", "entropy", "meal", "meal-ft")
+
+
+def queries(path: Path) -> list[list[int]]:
+    return [pd.read_parquet(p)["patch"].tolist() for p in sorted(path.glob("steps/*/query.parquet"))]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("runs")
+    return {name: experiment.run(tiny.replace(strategy=name), base / name).path for name in STRATEGIES}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_labels_what_it_queried(runs: dict[str, Path], strategy: str) -> None:
+    path = runs[strategy]
+    chosen = queries(path)
+    ledger = Ledger.read(path / "ledger.parquet")
+    assert [len(query) for query in chosen] == [16, 6, 6]
+    assert len({patch for query in chosen for patch in query}) == 28
+    for step, query in enumerate(chosen):
+        assert sorted(query) == ledger.frame.index[ledger.frame["step"] == step].tolist()
+    metrics = [json.loads((path / f"steps/{k:03d}/metrics.json").read_text()) for k in range(3)]
+    assert [m["labelled"] for m in metrics] == [16, 22, 28]
+    assert [len(m["history"]) for m in metrics] == [1, 1, 2]  # final_epochs after the last step
+    assert all(0 <= m["mean_iou"] <= 1 for m in metrics)
+
+
+def test_initial_patches_are_paired_across_strategies(runs: dict[str, Path]) -> None:
+    first = [queries(path)[0] for path in runs.values()]
+    assert first == [first[0]] * len(STRATEGIES)
+
+
+def ranked(path: Path, step: int) -> list[int]:
+    """The patches that were open at `step`, by falling score, then rising id."""
+    frame = Ledger.read(path / f"steps/{step:03d}/ledger.parquet").frame
+    was_open = frame[(frame["step"] < 0) | (frame["step"] == step)]
+    return was_open.sort_values(["score", "patch"], ascending=[False, True])["patch"].tolist()
+
+
+def test_a_query_comes_from_the_candidates(runs: dict[str, Path]) -> None:
+    for strategy in ("meal", "meal-ft"):
+        for step in (1, 2):
+            candidates = ranked(runs[strategy], step)[:20]
+            frame = Ledger.read(runs[strategy] / f"steps/{step:03d}/ledger.parquet").frame
+            assert set(queries(runs[strategy])[step]) <= set(candidates)
+            assert set(frame.index[frame["embedding_0"].notna()]) == set(candidates)
+    for step in (1, 2):
+        assert queries(runs["entropy"])[step] == ranked(runs["entropy"], step)[:6]
+
+
+def test_the_same_run_twice_is_the_same_bytes(runs: dict[str, Path], tiny: Config, tmp_path: Path) -> None:
+    again = experiment.run(tiny, tmp_path / "meal").path
+    for file in ("ledger.parquet", "steps/002/query.parquet", "steps/002/model.safetensors"):
+        assert (again / file).read_bytes() == (runs["meal"] / file).read_bytes()
+
+
+def test_a_query_does_not_depend_on_labels_it_was_not_shown(
+    runs: dict[str, Path], tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of every patch that is not labelled at step 0 are scrambled: the first query stays the same."""
+    load_labels = data.load_labels
+    first = queries(runs["meal"])[0][0] // 16
+
+    def scrambled(split: data.Split, *args: object, **kwargs: object) -> torch.Tensor:
+        labels = load_labels(split, *args, **kwargs)  # type: ignore[arg-type]
+        if len(split) == 6:
+            shown = labels[first].clone()
+            labels = labels.flip(0, 1, 2)
+            labels[first] = shown
+        return labels
+
+    monkeypatch.setattr(data, "load_labels", scrambled)
+    other = experiment.run(tiny.replace(steps=1), tmp_path / "run").path
+    assert queries(other)[1] == queries(runs["meal"])[1]
+
+
+def test_supervised_trains_on_every_image(tiny: Config, tmp_path: Path) -> None:
+    config = configs.supervised(tiny).replace(epochs=1)
+    path = experiment.run(config, tmp_path / "run").path
+    metrics = json.loads((path / "steps/000/metrics.json").read_text())
+    assert (metrics["labelled"], metrics["share"]) == (6, 1.0)
+    assert not (path / "steps/001").exists()
+
+
+def test_frozen_and_finetuned_differ_in_the_encoder(tiny: Config, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    frozen = experiment.run(tiny.replace(steps=0, strategy="random"), tmp_path / "a").path
+    tuned = experiment.run(tiny.replace(steps=0, strategy="random", finetune=True), tmp_path / "b").path
+    first, second = (load_file(p / "steps/000/model.safetensors") for p in (frozen, tuned))
+    start = experiment.Builder("smp", 19, "none", seed=experiment.rng.integer(0, 0, "encoder"))(0)
+    given = {f"encoder.{k}": v for k, v in start.encoder.state_dict().items()}
+    assert all(torch.equal(first[k], v) for k, v in given.items())
+    assert not all(torch.equal(second[k], v) for k, v in given.items())
+
+
+def test_a_pool_that_runs_dry_ends_the_run(tiny: Config, tmp_path: Path) -> None:
+    config = tiny.replace(steps=9, query_size=50, candidates=200, strategy="random", final_epochs=3)
+    path = experiment.run(config, tmp_path / "run").path
+    assert [len(query) for query in queries(path)] == [16, 50, 30]
+    last = json.loads((path / "steps/002/metrics.json").read_text())
+    assert last["labelled"] == 96
+    assert len(last["history"]) == 3
+
+
+def test_initial_patches_are_all_patches_of_some_images() -> None:
+    grid = Grid(4, 4, 64, 64)
+    patches = experiment.initial_patches(grid, 100, 3, seed=1)
+    images = patches.view(3, 16)[:, 0] // 16
+    assert patches.tolist() == [int(i) * 16 + k for i in images for k in range(16)]
+    assert patches.tolist() != experiment.initial_patches(grid, 100, 3, seed=2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"strategy": "meall"}, ConfigError, "random, entropy, meal, meal-ft"),
+        ({"initial_images": 7}, ConfigError, "initial_images is 7, but the pool has 6"),
+        ({"grid": [200, 4]}, InputError, "200 rows over 96 pixels"),
+        ({"root": "/nonexistent"}, DataError, "/nonexistent"),
+    ],
+)
+def test_an_impossible_run_leaves_no_folder(
+    tiny: Config, tmp_path: Path, changes: dict[str, object], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        experiment.run(tiny.replace(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_images_cannot_run(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split in ("train", "val"):
+        (tmp_path / f"images/{split}").mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / f"images/{split}/a.png")
+    (tmp_path / "classes.txt").write_text("thing\n")
+    with pytest.raises(DataError, match="labelled"):
+        experiment.run(Config(dataset="folder", root=str(tmp_path)), tmp_path / "run")
+
+
+def test_a_run_refuses_a_folder_in_use_and_other_settings(
+    runs: dict[str, Path], tiny: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        experiment.run(tiny, runs["meal"])
+    with pytest.raises(ConfigError, match="query_size: 6 → 7"):
+        experiment.run(tiny.replace(query_size=7), runs["meal"], resume=True)
+    with pytest.raises(RunError, match="without --resume"):
+        experiment.run(tiny, tmp_path / "nothing", resume=True)
