@@ -1,0 +1,276 @@
+"""The command line: parse → config → call → print. Nothing is computed here.
+
+Imports of the engine stand inside the commands, so that --help loads no torch.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from meal_gpu.errors import ConfigError, MealGpuError
+
+if TYPE_CHECKING:
+    from meal_gpu.config import Config
+
+app = typer.Typer(
+    help="GPU engine for region-based active learning in semantic segmentation (MEAL).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+datasets = typer.Typer(help="List, download, check, pack and draw datasets.", no_args_is_help=True)
+app.add_typer(datasets, name="data")
+
+Root = Annotated[Path | None, typer.Option(help="Folder of the dataset.", show_default="its own variable")]
+SizeOption = Annotated[str | None, typer.Option(metavar="HxW", help="Working size, such as 512x1024.")]
+
+
+def main() -> None:
+    """Entry point: an error meant for the user is one line on stderr and exit code 1."""
+    try:
+        app()
+    except MealGpuError as error:
+        typer.echo(f"meal-gpu: {error}", err=True)
+        sys.exit(1)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    dataset: Annotated[str | None, typer.Option(help="synthetic, cityscapes, camvid or folder.")] = None,
+    root: Root = None,
+    preset: Annotated[str | None, typer.Option(help="A row of the paper's Table 1, such as camvid.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A .toml or .yaml file of settings.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="random, entropy, meal, meal-ft, or supervised (the baseline).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all randomness.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Acquisition steps, in place of the budget.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs after each step, also the last.")] = None,
+    size: SizeOption = None,
+    architecture: Annotated[str | None, typer.Option(help="smp, or paper.")] = None,
+    encoder_weights: Annotated[
+        str | None, typer.Option(help="imagenet (model hub), none, or a .safetensors file.")
+    ] = None,
+    finetune: Annotated[
+        bool | None, typer.Option("--finetune/--frozen", help="Train the encoder, or keep it.")
+    ] = None,
+    ops: Annotated[str | None, typer.Option(help="auto, reference or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/…")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+) -> None:
+    """Run active learning: train, evaluate, acquire, label; then write a report."""
+    changes = {
+        "root": str(root) if root else None, "strategy": strategy, "seed": seed, "steps": steps,
+        "epochs": epochs, "final_epochs": epochs, "size": _size(size), "architecture": architecture,
+        "encoder_weights": encoder_weights, "finetune": finetune, "ops": ops, "device": device,
+    }  # fmt: skip
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    given |= _parse(settings or [])
+    if resume:
+        if out is None:
+            raise ConfigError("--resume needs --out, the folder of the run to continue")
+        from meal_gpu.record import RunFolder
+
+        given |= {"dataset": dataset} if dataset else {}
+        chosen = RunFolder.resume(out).config.replace(**given)
+    else:
+        chosen = _base(preset, dataset, config, given.get("strategy")).replace(**given)
+    target = out or Path("runs") / f"{chosen.dataset}-{chosen.strategy}-{chosen.seed}"
+
+    from meal_gpu import experiment, report
+    from meal_gpu.progress import Terminal
+
+    try:
+        folder = experiment.run(chosen, target, resume=resume, monitor=Terminal())
+    except KeyboardInterrupt:
+        typer.echo(
+            f"meal-gpu: stopped; complete steps are kept: meal-gpu run --out {target} --resume", err=True
+        )
+        sys.exit(130)
+    page = report.write([folder.path])
+    typer.echo(report.text([folder.path]))
+    typer.echo(f"report: {page}")
+
+
+def _base(preset: str | None, dataset: str | None, file: Path | None, strategy: str | None) -> "Config":
+    """What options are applied to: a file, a preset, or the dataset's preset with the faster network."""
+    from meal_gpu import config as configs
+
+    if sum(x is not None for x in (preset, file)) > 1:
+        raise ConfigError("--preset and --config both give a whole configuration: choose one")
+    if file:
+        base = configs.read(file)
+        base = base.replace(dataset=dataset) if dataset else base
+    elif preset:
+        if preset not in configs.PRESETS:
+            raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(configs.PRESETS)}")
+        base = configs.PRESETS[preset]
+        if dataset not in (None, base.dataset):
+            raise ConfigError(f"preset {preset!r} is for {base.dataset}, but --dataset is {dataset}")
+    else:
+        name = dataset or "synthetic"
+        if name not in configs.PRESETS:
+            raise ConfigError(f"unknown dataset {name!r}; known: synthetic, cityscapes, camvid, folder")
+        base = configs.PRESETS[name].replace(architecture="smp")
+    return configs.supervised(base) if strategy == configs.SUPERVISED else base
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise ConfigError(f"size {text!r}: expected HEIGHTxWIDTH, such as 512x1024")
+    return int(height), int(width)
+
+
+def _parse(settings: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE with YAML values: 3, 1e-3, true, [4, 4], null."""
+    import yaml
+
+    values = {}
+    for item in settings:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {item!r}: expected KEY=VALUE")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {item!r}: {error}") from error
+        try:  # YAML 1.1 reads 1e-3 as text
+            values[key.replace("-", "_")] = float(value) if isinstance(value, str) else value
+        except ValueError:
+            values[key.replace("-", "_")] = value
+    return values
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="RUN/report.html")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write the learning curves (.svg or .png).")] = None,
+) -> None:
+    """Tabulate runs and plot their learning curves in one self-contained page."""
+    from meal_gpu import report
+
+    page = report.write(runs, out)
+    if plot:
+        report.plot(runs, plot)
+    typer.echo(report.text(runs))
+    typer.echo(f"report: {page}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what works here, and why the rest does not."""
+    from meal_gpu import ops
+    from meal_gpu.doctor import examine
+
+    signs = {True: "works  ", False: "FAILS  ", None: "absent "}
+    for finding in examine():
+        typer.echo(f"{signs[finding.works]} {finding.part} {finding.version or ''}".rstrip())
+        typer.echo(f"         {finding.detail}")
+        if finding.fix:
+            typer.echo(f"         fix: {finding.fix}")
+    typer.echo(f"ops: {ops.select('auto').name}" + (f" ({why})" if (why := ops.why_not_cuda()) else ""))
+
+
+@app.command("strategies")
+def strategies_command() -> None:
+    """List the query strategies with their sources."""
+    from meal_gpu.strategies import STRATEGIES
+
+    for strategy in STRATEGIES.values():
+        typer.echo(f"{strategy.name:10} {strategy.summary} [{strategy.source}]")
+
+
+@datasets.command("list")
+def data_list() -> None:
+    """List the datasets, and where each is looked for."""
+    from meal_gpu.data import DATASETS
+
+    for info in DATASETS.values():
+        place = f"${info.env}" if info.env else "--root" if info.name == "folder" else "the cache"
+        typer.echo(f"{info.name:11} {info.summary}\n            from {place}; {info.licence}")
+
+
+@datasets.command("download")
+def data_download(
+    dataset: Annotated[str, typer.Argument(help="camvid.")],
+    root: Annotated[Path | None, typer.Option(help="Where to put it.", show_default="the cache")] = None,
+    url: Annotated[str | None, typer.Option(help="Another archive than the public one.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Checksum that the archive must have.")] = None,
+) -> None:
+    """Fetch a public dataset; a broken download is continued."""
+    from meal_gpu import data
+    from meal_gpu.progress import Terminal
+
+    with Terminal().transfer(f"download {dataset}") as progress:
+        where = data.download(dataset, root, url=url, sha256=sha256, progress=progress)
+    typer.echo(f"{dataset}: {where}")
+
+
+@datasets.command("check")
+def data_check(
+    dataset: Annotated[str, typer.Argument(help="synthetic, cityscapes, camvid or folder.")],
+    root: Root = None,
+    size: SizeOption = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every file and look at every label.")] = False,
+) -> None:
+    """Look at every file: is it there, of the right size and, with --deep, of known labels?"""
+    from meal_gpu import data
+    from meal_gpu.progress import Terminal
+
+    opened = data.open_dataset(dataset, root, size=_size(size))
+    with Terminal().stage("check files", len(opened.train) + len(opened.val)) as advance:
+        problems = data.check(opened, deep=deep, progress=advance)
+    for problem in problems:
+        typer.echo(problem.message)
+    count = f"{len(opened.train)} train and {len(opened.val)} val images"
+    typer.echo(f"{opened.root}: {count}, {len(problems)} problem{'s' * (len(problems) != 1)}")
+    if problems:
+        raise typer.Exit(1)
+
+
+@datasets.command("pack")
+def data_pack(
+    dataset: Annotated[str, typer.Argument(help="synthetic, cityscapes, camvid or folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; pass it as --root afterwards.")],
+    root: Root = None,
+    size: SizeOption = None,
+) -> None:
+    """Decode once into raw arrays that later runs map from disk."""
+    from meal_gpu import data
+    from meal_gpu.progress import Terminal
+
+    opened = data.open_dataset(dataset, root, size=_size(size))
+    with Terminal().stage("pack", 2 * (len(opened.train) + len(opened.val))) as advance:
+        where = data.pack(opened, out, progress=advance)
+    typer.echo(f"{dataset}: packed in {where}")
+
+
+@datasets.command("draw")
+def data_draw(
+    out: Annotated[Path, typer.Argument(help="Folder to write, in Cityscapes' layout.")],
+    train: Annotated[int, typer.Option(help="Images in the pool.")] = 96,
+    val: Annotated[int, typer.Option(help="Images for validation.")] = 24,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the images.")] = "192x384",
+    seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
+) -> None:
+    """Draw a synthetic dataset of any size; open it as `--dataset cityscapes --root OUT`."""
+    from meal_gpu.data import synthetic
+    from meal_gpu.progress import Terminal
+
+    pixels = _size(size)
+    assert pixels is not None
+    with Terminal().stage("draw", train + val) as advance:
+        synthetic.write(out, train=train, val=val, size=pixels, seed=seed, progress=advance)
+    typer.echo(f"synthetic: {train} train and {val} val images in {out}")

@@ -1,0 +1,75 @@
+"""Runs as rows: labelled patches and mIoU per step."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meal_gpu.config import Config
+from meal_gpu.errors import RunError
+from meal_gpu.record import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read: `steps` are its `metrics.json`, in order; `environment` its `env.json`."""
+
+    name: str
+    config: Config
+    environment: dict[str, Any]
+    steps: list[dict[str, Any]]
+
+
+def load(path: Path) -> Run:
+    """Read a run folder. Raises RunError naming it where it holds no complete step."""
+    folder = RunFolder.resume(path)
+    try:
+        environment = json.loads((path / "env.json").read_text())
+        steps = folder.metrics()
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: the run's records cannot be read: {error}") from error
+    if not steps:
+        raise RunError(f"{path} holds no complete step yet: continue it with --resume")
+    return Run(path.resolve().name, folder.config, environment, steps)
+
+
+HEADER = ("step", "labelled", "share", "mIoU", "best epoch")
+
+
+def rows(run: Run) -> list[tuple[str, ...]]:
+    """One row per step under `HEADER`."""
+    return [
+        (
+            str(step["step"]),
+            str(step["labelled"]),
+            f"{step['share']:.2%}",
+            f"{step['mean_iou']:.4f}",
+            str(step["epoch"]),
+        )
+        for step in run.steps
+    ]
+
+
+def title(run: Run) -> str:
+    """What was run, with seed, device and commit."""
+    config, environment = run.config, run.environment
+    encoder = "fine-tuned" if config.finetune else "frozen"
+    return (
+        f"{run.name}: {config.strategy} on {config.dataset}, {config.architecture}, encoder {encoder}, "
+        f"seed {config.seed}; {environment['device']}, commit {environment['commit'] or 'unknown'}"
+    )
+
+
+def text(paths: Sequence[Path]) -> str:
+    """Every run as a Markdown table, which also reads well on a terminal."""
+    blocks = []
+    for run in map(load, paths):
+        cells = [HEADER, *rows(run)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "| " + " | ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells
+        ]
+        lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
+        blocks.append("\n".join([title(run), "", *lines, ""]))
+    return "\n".join(blocks)

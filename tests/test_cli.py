@@ -1,0 +1,122 @@
+"""The commands as a user calls them."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from meal_gpu.config import Config
+
+MEAL = [sys.executable, "-m", "meal_gpu"]
+
+
+def call(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*MEAL, *arguments], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys, runpy\nsys.argv = ['meal-gpu', '--help']\n"
+        "try:\n    runpy.run_module('meal_gpu', run_name='__main__')\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'umap', 'nvidia.dali'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "active learning" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--dataset", "citiscapes"], "unknown dataset 'citiscapes'; known: synthetic, cityscapes"),
+        (["run", "--preset", "x"], "unknown preset 'x'; known: camvid, camvid-finetune"),
+        (["run", "--preset", "camvid", "--dataset", "cityscapes"], "is for camvid, but --dataset is city"),
+        (["run", "--strategy", "meall"], "known: random, entropy, meal, meal-ft"),
+        (["run", "--size", "512"], "expected HEIGHTxWIDTH"),
+        (["run", "--set", "epocs=3"], "unknown key epocs; known: dataset, root"),
+        (["run", "--set", "epochs=three"], "epochs is 'three'; expected int"),
+        (["run", "--set", "epochs"], "expected KEY=VALUE"),
+        (["run", "--set", "epochs=0"], "epochs is 0; it must be at least 1"),
+        (["run", "--resume"], "--resume needs --out"),
+        (["run", "--resume", "--out", "nowhere"], "nowhere holds no run"),
+        (["run", "--ops", "cuda"], "ops 'cuda' cannot work here"),
+        (["run", "--device", "cuda"], "use --device cpu"),
+        (["run", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["run", "--encoder-weights", "nowhere.safetensors"], "nowhere.safetensors: no such weight file"),
+        (["run", "--dataset", "cityscapes", "--root", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere holds no run"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments: list[str], words: str, scenes: Path, tmp_path: Path) -> None:
+    if "--encoder-weights" in arguments:
+        arguments = [*arguments, "--dataset", "cityscapes", "--root", str(scenes)]
+    done = call(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_report_and_resume(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(tiny.replace(steps=1, strategy="entropy").to_toml())
+    done = call("run", "--config", "tiny.toml", "--seed", "4", "--out", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "|    1 |       22 |" in done.stdout
+    assert "step 1: 22 patches (22.92%)" in done.stderr
+    assert (tmp_path / "r/report.html").is_file()
+    again = call("run", "--out", "r", "--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout
+    other = call("run", "--out", "r", "--resume", "--seed", "5", cwd=tmp_path)
+    assert "seed: 4 → 5" in other.stderr
+    report = call("report", "r", "--out", "all.html", "--plot", "curve.svg", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "all.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "curve.svg").read_text().count("<svg") == 1
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(tiny: Config, tmp_path: Path) -> None:
+    import signal
+
+    (tmp_path / "tiny.toml").write_text(tiny.replace(strategy="random", epochs=200).to_toml())
+    command = [*MEAL, "run", "--config", "tiny.toml", "--out", "r"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r/config.toml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "meal-gpu run --out r --resume" in errors
+    assert "Traceback" not in errors
+
+
+def test_data_commands(scenes: Path, tmp_path: Path) -> None:
+    assert "cityscapes" in call("data", "list").stdout
+    checked = call("data", "check", "cityscapes", "--root", str(scenes), "--size", "96x192", "--deep")
+    assert (checked.returncode, "6 train and 2 val images, 0 problems" in checked.stdout) == (0, True)
+    drawn = call("data", "draw", "tree", "--train", "1", "--val", "1", "--size", "48x96", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    label = next((tmp_path / "tree/gtFine/train").rglob("*labelIds.png"))
+    label.write_bytes(b"not an image")
+    broken = call("data", "check", "cityscapes", "--root", "tree", cwd=tmp_path)
+    assert broken.returncode == 1
+    assert label.name in broken.stdout
+    packed = call(
+        "data", "pack", "cityscapes", "--root", str(scenes), "--size", "96x192", "--out", "p", cwd=tmp_path
+    )
+    assert packed.returncode == 0, packed.stderr
+    assert (tmp_path / "p/pack.json").is_file()
+
+
+def test_doctor_and_strategies() -> None:
+    told = call("doctor")
+    assert told.returncode == 0, told.stderr
+    assert "works   torch" in told.stdout
+    assert "ops: " in told.stdout
+    assert [line.split()[0] for line in call("strategies").stdout.splitlines()] == [
+        "random", "entropy", "meal", "meal-ft",
+    ]  # fmt: skip
