@@ -193,8 +193,8 @@ def acquire(
         ConfigError: an unknown strategy.
         MealGpuError: the model's output is not finite; the image is named.
     """
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8:
-        raise InputError(f"images must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8 or not len(images):
+        raise InputError(f"images must be uint8 [N, H, W, 3], N > 0, got {images.dtype} {list(images.shape)}")
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
     height, width = int(images.shape[1]), int(images.shape[2])

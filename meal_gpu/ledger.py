@@ -109,7 +109,7 @@ class Ledger:
         try:
             table = pq.read_table(path)
             meta = json.loads((table.schema.metadata or {})[_META])
-            grid = Grid(*meta["grid"], *meta["size"])
+            grid, names = Grid(*meta["grid"], *meta["size"]), tuple(meta["images"])
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{path}: not a ledger of meal-gpu: {error!r}") from error
-        return cls(table.to_pandas(), grid, tuple(meta["images"]))
+        return cls(table.to_pandas(), grid, names)

@@ -127,9 +127,9 @@ class Manifold:
 
 
 def _check(features: torch.Tensor) -> None:
-    if features.ndim != 2 or not features.is_floating_point():
+    if features.ndim != 2 or not features.numel() or not features.is_floating_point():
         raise InputError(
-            f"features must be [M, D] floating point, got {list(features.shape)} {features.dtype}"
+            f"features must be [M, D] floating point, not empty; got {list(features.shape)} {features.dtype}"
         )
     if not bool(features.isfinite().all()):
         bad = int((~features.isfinite()).any(dim=1).nonzero()[0])

@@ -205,6 +205,8 @@ def _encoder(architecture: str, weights: str) -> nn.Module:
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise UnavailableError(f"{path}: no such weight file; known besides a path: imagenet, none")
     tensors = _read(path)
     expected = {k: v for k, v in encoder.state_dict().items() if not k.endswith("num_batches_tracked")}
     bad = [k for k, v in expected.items() if k not in tensors or tensors[k].shape != v.shape]
@@ -232,7 +234,8 @@ def save(model: nn.Module, path: Path) -> None:
 
 def load(model: nn.Module, path: Path) -> None:
     """Read what `save` wrote into a model of the same architecture. Raises ConfigError where it differs."""
+    tensors = _read(path)
     try:
-        model.load_state_dict(_read(path))
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ConfigError(f"{path}: the weights are of another architecture: {error}") from error

@@ -1,6 +1,7 @@
 """Plain torch and umap-learn: the specification, the oracle of the tests and the fair baseline."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +153,17 @@ def confusion(
     return counts.view(classes, classes)
 
 
+@contextmanager
+def _torch_threads() -> Iterator[None]:
+    """Keep torch's number of threads: numba, inside, sets OpenMP's for the whole process."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_torch_threads()
 def umap_fit(
     features: torch.Tensor,
     *,
@@ -182,6 +194,7 @@ def umap_fit(
     else:
         model.fit(rows)
 
+    @_torch_threads()
     def transform(new: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(model.transform(new.cpu().float().numpy())).to(new.device)
 
