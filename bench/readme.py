@@ -1,0 +1,52 @@
+"""Rewrite the README's results from the committed run records: `python -m bench.readme`."""
+
+import re
+from pathlib import Path
+
+from meal_gpu import report
+from meal_gpu.report import Run
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "runs" / "camvid-short"
+STRATEGIES = ("random", "entropy", "meal", "meal-ft")
+PLOT = ROOT / "docs" / "camvid-short.svg"
+_BLOCK = re.compile(r"(<!-- camvid -->\n).*?(<!-- /camvid -->)", flags=re.DOTALL)
+
+
+def render(readme: str) -> str:
+    """The README with its result block made anew from the records."""
+    runs = [report.load(RECORDS / name) for name in STRATEGIES]
+    return _BLOCK.sub(lambda match: match[1] + _block(runs) + match[2], readme)
+
+
+def _block(runs: list[Run]) -> str:
+    first = runs[0]
+    head = [f"{step['labelled']} patches ({step['share']:.2%})" for step in first.steps]
+    rows = [["strategy", *head], ["---"] + ["--:"] * len(head)]
+    rows += [[run.config.strategy, *(f"{s['mean_iou']:.3f}" for s in run.steps)] for run in runs]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    command = " ".join(first.environment["command"]).replace(f"strategy {STRATEGIES[0]}", "strategy NAME")
+    command = command.replace(f"/{STRATEGIES[0]}", "/NAME")
+    commits = sorted({str(run.environment["commit"]) for run in runs})
+    devices = sorted({f"{run.environment['device']}, {run.environment['threads']} thread" for run in runs})
+    config = first.config
+    return (
+        f"![Learning curves of four strategies on CamVid]({PLOT.relative_to(ROOT)})\n\n"
+        f"Validation mIoU on CamVid (367 + 101 real images, 11 classes), encoder frozen, seed {config.seed}. "
+        f"**A shortened schedule, not the paper's**: {config.epochs} epochs after each of "
+        f"{len(first.steps) - 1} steps, validated every {config.validate_every}, `{config.architecture}` "
+        "network. One seed: the order of the strategies means nothing yet.\n\n"
+        f"{table}\n\n`{command}`, on {' / '.join(devices)}, commit {', '.join(commits)}. "
+        "The records lie in `runs/camvid-short`; `python -m bench.readme` makes this block from them.\n\n"
+    )
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    PLOT.parent.mkdir(exist_ok=True)
+    report.plot([RECORDS / name for name in STRATEGIES], PLOT)
+    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
