@@ -1,0 +1,39 @@
+"""What the README shows runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 8
+    exec(compile(code, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["patch", "image"]
+    assert len(lines) == 9
+
+
+def test_every_option_it_names_exists() -> None:
+    from typer.main import get_command
+
+    from meal_gpu.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    known = {o for p in commands["run"].params for o in (*p.opts, *p.secondary_opts)}
+    known |= {o for p in commands["report"].params for o in p.opts}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README.read_text())) - {"--strict"} <= known
+
+
+def test_its_figures_are_those_of_the_committed_records() -> None:
+    import sys
+
+    sys.path.insert(0, str(README.parent))  # bench is not installed
+    from bench.readme import render
+
+    text = README.read_text(encoding="utf-8")
+    assert render(text) == text
+    assert text.count("| meal-ft |") == 1
