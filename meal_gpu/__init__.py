@@ -6,7 +6,7 @@ Names are imported when first used, so that `import meal_gpu` costs nothing.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from meal_gpu.acquire import Query, acquire
+    from meal_gpu.acquisition import Query, acquire
     from meal_gpu.errors import MealGpuError
     from meal_gpu.manifold import Manifold
     from meal_gpu.ops.public import kmeans_plusplus, patch_entropy
@@ -17,8 +17,8 @@ __all__ = ["Manifold", "MealGpuError", "Query", "acquire", "kmeans_plusplus", "p
 _HOMES = {
     "Manifold": "meal_gpu.manifold",
     "MealGpuError": "meal_gpu.errors",
-    "Query": "meal_gpu.acquire",
-    "acquire": "meal_gpu.acquire",
+    "Query": "meal_gpu.acquisition",
+    "acquire": "meal_gpu.acquisition",
     "kmeans_plusplus": "meal_gpu.ops.public",
     "patch_entropy": "meal_gpu.ops.public",
 }
@@ -29,7 +29,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'meal_gpu' has no attribute {name!r}")
     from importlib import import_module
 
-    # The function `acquire` shadows its module of the same name, so it is stored, not looked up again
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -142,13 +142,9 @@ def _parse(settings: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"--set {item!r}: expected KEY=VALUE")
         try:
-            value = yaml.safe_load(text)
+            values[key.replace("-", "_")] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {item!r}: {error}") from error
-        try:  # YAML 1.1 reads 1e-3 as text
-            values[key.replace("-", "_")] = float(value) if isinstance(value, str) else value
-        except ValueError:
-            values[key.replace("-", "_")] = value
     return values
 
 

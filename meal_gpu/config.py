@@ -1,5 +1,6 @@
 """What a run does: one frozen, validated record; presets are the rows of the paper's Table 1."""
 
+import contextlib
 import dataclasses
 import tomllib
 import types
@@ -133,12 +134,16 @@ def from_dict(values: dict[str, Any]) -> Config:
     if unknown := sorted(set(values) - set(hints)):
         raise ConfigError(f"unknown key {', '.join(unknown)}; known: {', '.join(hints)}")
     checked: dict[str, Any] = {}
+    given: Any
     for key, value in values.items():
         given = tuple(value) if isinstance(value, list) else value
+        if hints[key] is float and isinstance(given, str):
+            with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as text
+                given = float(given)
         kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
         if not any(_fits(given, kind) for kind in kinds):
             raise ConfigError(f"{key} is {value!r}; expected {_spell(hints[key])}")
-        checked[key] = float(value) if hints[key] is float else given
+        checked[key] = float(given) if hints[key] is float else given
     return Config(**checked)
 
 
@@ -185,7 +190,7 @@ PRESETS: dict[str, Config] = {
         "cityscapes-320": _CITYSCAPES | _LARGE_START,
         "cityscapes-320-finetune": _CITYSCAPES | _LARGE_START | {"finetune": True},
         "synthetic": {"encoder_weights": "none", "finetune": True, "query_size": 32, "candidates": 128,
-                      "steps": 3, "epochs": 6, "final_epochs": 8},
+                      "steps": 3, "epochs": 15, "final_epochs": 0, "batch_size": 4, "validate_every": 5},
         "folder": {"dataset": "folder"},
     }.items()
 }  # fmt: skip

@@ -7,6 +7,7 @@ k - 1. Each step then trains from scratch on everything labelled so far and is r
 import contextlib
 import dataclasses
 import json
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from meal_gpu import config as configs
 from meal_gpu import data, models, ops, rng, strategies
-from meal_gpu.acquire import Query, ScoredPool, Settings, describe, query
+from meal_gpu.acquisition import Query, ScoredPool, Settings, describe, query
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError, RunError, UnavailableError
 from meal_gpu.evaluate import Evaluation, evaluate
@@ -217,12 +218,13 @@ def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> None:
         ended = step == last or not len(ledger.unlabelled())
         model = _new_model(experiment, step)
         trained = _train(experiment, model, ledger, step, ended, stages, monitor)
+        assert trained.evaluation is not None
         with stages("record"):
             metrics = _record(experiment, folder, step, model, chosen, ledger, trained)
         folder.log("step", step=step, seconds={k: round(v, 3) for k, v in stages.seconds.items()})
         monitor.line(
             f"step {step}: {metrics['labelled']} patches ({metrics['share']:.2%}), "
-            f"mIoU {metrics['mean_iou']:.4f} at epoch {metrics['epoch']}"
+            f"mIoU {trained.evaluation.mean_iou:.4f} at epoch {metrics['epoch']}"
         )
 
 
@@ -314,6 +316,11 @@ def _train(
     return trained
 
 
+def _known(figure: float) -> float | None:
+    """NaN is no JSON."""
+    return None if math.isnan(figure) else figure
+
+
 def _record(
     experiment: Experiment, folder: RunFolder, step: int, model: Segmenter, chosen: Query, ledger: Ledger,
     trained: Trained,
@@ -322,12 +329,13 @@ def _record(
     labelled = len(ledger.labelled())
     metrics = {
         "step": step, "labelled": labelled, "patches": len(ledger), "share": labelled / len(ledger),
-        "mean_iou": trained.evaluation.mean_iou,
+        "mean_iou": _known(trained.evaluation.mean_iou),
         "class_iou": {
-            name: None if iou != iou else iou  # NaN is no JSON
+            name: _known(iou)
             for name, iou in zip(experiment.dataset.classes, trained.evaluation.class_iou, strict=True)
         },
-        "epoch": trained.epoch, "history": trained.history,
+        "epoch": trained.epoch,
+        "history": [{key: _known(value) for key, value in row.items()} for row in trained.history],
     }  # fmt: skip
     with folder.writing(folder.step(step)) as aside:
         models.save(model, aside / "model.safetensors")

@@ -186,9 +186,10 @@ class Builder:
 def _encoder(architecture: str, weights: str) -> nn.Module:
     from segmentation_models_pytorch.encoders import get_encoder
 
-    hub = "imagenet" if weights == "imagenet" else None
     try:
-        encoder = get_encoder(_ENCODER, weights=hub, output_stride=16)
+        encoder = get_encoder(
+            _ENCODER, weights="imagenet" if weights == "imagenet" else None, output_stride=16
+        )
     except Exception as error:  # the hub client raises many kinds, none of them worth telling apart here
         raise UnavailableError(
             f"the ImageNet weights of {_ENCODER} could not be fetched from the model hub "

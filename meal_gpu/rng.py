@@ -8,9 +8,13 @@ import zlib
 import numpy as np
 import torch
 
+from meal_gpu.errors import InputError
+
 
 def stream(seed: int, step: int, purpose: str) -> np.random.Generator:
-    """The independent Philox stream of (`seed`, `step`, `purpose`)."""
+    """The independent Philox stream of (`seed`, `step`, `purpose`). InputError for a negative seed."""
+    if seed < 0:
+        raise InputError(f"a seed is 0 or more; got {seed}")
     entropy = (seed, step, zlib.crc32(purpose.encode()))
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 

@@ -63,7 +63,8 @@ def train(
             f"{len(patches)} patches in batches of {schedule.batch_size} were given; "
             "BatchNorm needs at least 2 of both"
         )
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], schedule.learning_rate)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(trainable, schedule.learning_rate, fused=True)
     batches = _Batches(model, patches, oracle, schedule)
     history: list[dict[str, float]] = []
     best: tuple[float, int, Evaluation | None, dict[str, torch.Tensor]] | None = None

@@ -173,8 +173,13 @@ def umap_fit(
     seed: int,
     embedding: torch.Tensor | None,
 ) -> FittedUmap:
+    import numba
     from umap import UMAP
 
+    # numba's OpenMP layer makes every later torch operation of this process start its threads anew: an Adam
+    # step took 180 ms instead of 14. Whoever set NUMBA_THREADING_LAYER knows better.
+    if numba.config.THREADING_LAYER == "default":
+        numba.config.THREADING_LAYER = "workqueue"
     # n_jobs=1 is what a fixed seed costs: umap-learn's parallel optimiser is not deterministic
     model = UMAP(
         n_neighbors=min(neighbors, len(features) - 1),

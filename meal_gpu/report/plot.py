@@ -3,14 +3,31 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from meal_gpu.config import SUPERVISED
+from meal_gpu.errors import InputError, RunError
 from meal_gpu.report.table import Run, load
+
+# No date in the file: equal runs give equal bytes
+_METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
 def plot(paths: Sequence[Path], out: Path) -> None:
-    """Write the curves of some runs; the suffix of `out` (.svg, .png, .pdf) says how."""
-    out.write_bytes(curves([load(path) for path in paths], out.suffix.lstrip(".")))
+    """Write the curves of some runs; the suffix of `out` (.svg, .png, .pdf) says how.
+
+    Raises:
+        InputError: another suffix.
+        RunError: a folder without a complete step, or a file that cannot be written.
+    """
+    form = out.suffix.lstrip(".")
+    if form not in _METADATA:
+        raise InputError(f"{out}: a plot ends in .svg, .png or .pdf")
+    figure = curves([load(path) for path in paths], form)
+    try:
+        out.write_bytes(figure)
+    except OSError as error:
+        raise RunError(f"{out}: the plot cannot be written: {error.strerror}") from error
 
 
 def curves(runs: Sequence[Run], form: str = "svg") -> bytes:
@@ -18,25 +35,30 @@ def curves(runs: Sequence[Run], form: str = "svg") -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.hashsalt": "meal-gpu", "svg.fonttype": "none", "font.size": 10}):
+    with rc_context(
+        # names are no formulas, whatever dollars are in them
+        {"svg.hashsalt": "meal-gpu", "svg.fonttype": "none", "font.size": 10, "text.parse_math": False}
+    ):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
+        lines, names = [], []
         for run in runs:
             share = [100 * step["share"] for step in run.steps]
             score = [step["mean_iou"] for step in run.steps]
             if run.config.strategy == SUPERVISED:
-                axes.axhline(score[-1], color="0.5", linestyle="--", label="supervised, all labels")
+                lines.append(axes.axhline(score[-1], color="0.5", linestyle="--"))
+                names.append("supervised, all labels")
             else:
-                axes.plot(share, score, marker="o", markersize=4, label=_label(run, runs))
+                lines += axes.plot(share, score, marker="o", markersize=4)
+                names.append(_label(run, runs))
         axes.set_xlabel("labelled patches, % of the pool")
         axes.set_ylabel("validation mIoU")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        # Given as lists: a label of its own would be left out where it begins with an underscore
+        axes.legend(lines, names, frameon=False)
         buffer = io.BytesIO()
-        # No date in the file: equal runs give equal bytes
-        metadata = {"Date": None} if form == "svg" else {}
-        figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
+        figure.savefig(buffer, format=form, dpi=150, metadata=_METADATA[form])
     return buffer.getvalue()
 
 

@@ -1,6 +1,7 @@
 """Runs as rows: labelled patches and mIoU per step."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,10 @@ def load(path: Path) -> Run:
     try:
         environment = json.loads((path / "env.json").read_text())
         steps = folder.metrics()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: the run's records cannot be read: {error}") from error
+        for step in steps:  # null: no class occurred
+            step["mean_iou"] = math.nan if step["mean_iou"] is None else step["mean_iou"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path}: the run's records cannot be read: {error!r}") from error
     if not steps:
         raise RunError(f"{path} holds no complete step yet: continue it with --resume")
     return Run(path.resolve().name, folder.config, environment, steps)
