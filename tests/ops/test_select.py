@@ -1,0 +1,82 @@
+"""The seam: which implementation is taken, and what is said when it cannot be."""
+
+import importlib.machinery
+import importlib.util
+import inspect
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from meal_gpu import ops
+from meal_gpu.errors import InputError, UnavailableError
+from meal_gpu.ops import Ops, reference, select, why_not_cuda
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, module: bool, gpu: bool, packages: tuple[str, ...]) -> None:
+    """A machine with or without the CUDA module, a GPU and the packages."""
+    there = {"meal_gpu.ops.cuda": module} | {name: name in packages for name in ("cupy", "cuml")}
+    find = importlib.util.find_spec
+
+    def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
+        if name not in there:
+            return find(name)
+        return importlib.machinery.ModuleSpec(name, None) if there[name] else None
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+
+
+@pytest.mark.parametrize(
+    ("module", "gpu", "packages", "told"),
+    [
+        (False, True, ("cupy", "cuml"), "this version has no CUDA ops"),
+        (True, False, ("cupy", "cuml"), "torch sees no NVIDIA GPU (check nvidia-smi"),
+        (True, True, ("cuml",), "cupy not installed: pip install 'meal-gpu[cuda13]'"),
+        (True, True, (), "cupy and cuml not installed: pip install 'meal-gpu[cuda13]'"),
+    ],
+)
+def test_cuda_that_cannot_work_says_why_and_what_to_do(
+    module: bool, gpu: bool, packages: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, module=module, gpu=gpu, packages=packages)
+    why = why_not_cuda()
+    assert why is not None
+    assert told in why
+    with pytest.raises(UnavailableError) as error:
+        select("cuda")
+    assert told in str(error.value)
+    assert "--ops reference" in str(error.value)
+    assert select("auto") is reference
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_cuda_is_taken_where_it_works(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, module=True, gpu=True, packages=("cupy", "cuml"))
+    cuda = ModuleType("meal_gpu.ops.cuda")
+    monkeypatch.setitem(sys.modules, cuda.__name__, cuda)
+    assert why_not_cuda() is None
+    assert select(name) is cuda
+    assert select("reference") is reference
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(InputError, match="unknown ops 'gpu'; known: auto, reference, cuda"):
+        select("gpu")
+
+
+def test_the_default_is_auto() -> None:
+    assert select() is select("auto")
+
+
+def test_the_reference_has_every_function_of_the_protocol_with_its_arguments() -> None:
+    # mypy checks the types; this also holds the names of the arguments where mypy does not run
+    wanted = {n: f for n, f in vars(Ops).items() if inspect.isfunction(f) and not n.startswith("_")}
+    assert {"patch_entropy", "gather_patches", "kmeans_plusplus", "confusion", "umap_fit"} <= set(wanted)
+    for name, function in wanted.items():
+        expected = list(inspect.signature(function).parameters.values())[1:]
+        actual = list(inspect.signature(getattr(reference, name)).parameters.values())
+        assert [(p.name, p.kind) for p in actual] == [(p.name, p.kind) for p in expected], name
+    assert reference.name == "reference"
+    assert reference.name in ops.NAMES

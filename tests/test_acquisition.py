@@ -1,0 +1,246 @@
+"""The public backend: a network and images in, a query out."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from networks import calibrated
+
+from meal_gpu import rng
+from meal_gpu.acquisition import Query, ScoredPool, Settings, acquire
+from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableError
+from meal_gpu.grid import Grid
+from meal_gpu.ledger import Ledger
+from meal_gpu.manifold import Manifold
+from meal_gpu.models import Builder, Segmenter
+from meal_gpu.ops import reference
+from meal_gpu.scoring import ImageSet, patch_features, score_pool
+from meal_gpu.strategies import STRATEGIES
+
+GRID = Grid(2, 4, 32, 64)
+NAMES = tuple(f"city/{index}.png" for index in range(6))
+
+
+def scenes() -> torch.Tensor:
+    """Six images of blocks, so that patches differ."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(256, (6, 8, 16, 3), generator=generator, dtype=torch.uint8)
+    return blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+
+
+IMAGES = scenes()
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return calibrated(Builder("smp", 3, "none"), 0)
+
+
+@pytest.fixture(scope="module")
+def manifold(model: Segmenter) -> Manifold:
+    return Manifold.fit(patch_features(IMAGES, torch.arange(48), model, GRID, reference), seed=0)
+
+
+def ask(
+    model: Segmenter, n: int, strategy: str, manifold: Manifold | None = None, **arguments: object
+) -> Query:
+    given = {"grid": (2, 4), "candidates": 20, "ops": "reference"} | arguments
+    return acquire(model, IMAGES, n, strategy=strategy, manifold=manifold, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_query_is_deterministic_and_whole(strategy: str, model: Segmenter, manifold: Manifold) -> None:
+    query = ask(model, 5, strategy, manifold)
+    ids = query.patch_ids
+    assert (ids.dtype, ids.device.type, len(query)) == (torch.int64, "cpu", 5)
+    assert len(set(ids.tolist())) == 5
+    assert (query.boxes.numpy() == GRID.boxes(ids)).all()
+    assert query.names == tuple(str(int(i) // 8) for i in ids)
+    np.random.seed(3)  # nothing global is read
+    again = ask(model, 5, strategy, manifold)
+    assert torch.equal(again.patch_ids, ids)
+    pd.testing.assert_frame_equal(again.to_frame(), query.to_frame())
+    # prefix-nested, as the public contract says
+    assert torch.equal(ask(model, 3, strategy, manifold).patch_ids, ids[:3])
+    # entropy alone has nothing to draw
+    other = ask(model, 5, strategy, manifold, seed=1)
+    assert torch.equal(other.patch_ids, ids) == (strategy == "entropy")
+
+
+@pytest.mark.parametrize("strategy", ["entropy", "meal", "meal-ft"])
+def test_scores_and_candidates_are_those_of_the_pool(
+    strategy: str, model: Segmenter, manifold: Manifold
+) -> None:
+    query = ask(model, 5, strategy, manifold)
+    scores = score_pool(ImageSet(IMAGES, reference), model, GRID, reference)
+    assert query.pool_scores is not None
+    assert torch.equal(query.pool_scores, scores)
+    assert torch.equal(query.scores, scores[query.patch_ids])
+    best = scores.argsort(descending=True, stable=True)[:20]
+    if strategy == "entropy":
+        assert torch.equal(query.patch_ids, best[:5])
+        assert query.candidates is None
+        return
+    assert query.candidates is not None
+    assert torch.equal(query.candidates[0], best)
+    if strategy == "meal":
+        features = patch_features(IMAGES, best, model, GRID, reference)
+        assert torch.equal(query.candidates[1], manifold.transform(features))
+    assert query.embedding is not None
+    rows = [best.tolist().index(int(patch)) for patch in query.patch_ids]
+    assert torch.equal(query.embedding, query.candidates[1][rows])
+
+
+def test_candidates_are_the_highest_unlabelled_and_ties_go_to_the_lower_id(model: Segmenter) -> None:
+    ledger = Ledger.create(GRID, NAMES)
+    ledger.label(torch.arange(5, 11), step=0)
+    pool = ScoredPool(ImageSet(IMAGES, reference), model, ledger, 4, reference, Settings(candidates=30))
+    pool.known_scores = torch.arange(48).remainder(3).float()  # three scores, sixteen patches each
+    expected = [patch for rest in (2, 1, 0) for patch in range(48) if patch % 3 == rest]
+    assert pool.candidates().tolist() == [patch for patch in expected if not 5 <= patch < 11][:30]
+
+
+def test_random_scores_nothing(model: Segmenter) -> None:
+    query = ask(model, 5, "random")
+    assert query.pool_scores is None
+    assert query.embedding is None
+    assert query.scores.dtype == torch.float32
+    assert bool(query.scores.isnan().all())
+
+
+def test_meal_fits_the_manifold_on_every_patch_where_none_is_given(
+    model: Segmenter, manifold: Manifold
+) -> None:
+    own = Manifold.fit(manifold.features, seed=rng.integer(4, 0, "manifold"))
+    expected = ask(model, 5, "meal", own, seed=4)
+    assert torch.equal(ask(model, 5, "meal", seed=4).patch_ids, expected.patch_ids)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_the_ledger_calls_labelled_is_left_out(
+    strategy: str, model: Segmenter, manifold: Manifold
+) -> None:
+    ledger = Ledger.create(GRID, NAMES)
+    seen: set[int] = set()
+    for step in range(1, 5):
+        before = ledger.frame.copy()
+        query = ask(model, 13, strategy, manifold, ledger=ledger, seed=step)
+        pd.testing.assert_frame_equal(ledger.frame, before)  # the caller labels, not acquire
+        assert len(query) == min(13, 48 - len(seen))
+        assert not seen & set(query.patch_ids.tolist())
+        assert all(name.startswith("city/") for name in query.names)
+        seen |= set(query.patch_ids.tolist())
+        ledger.label(query.patch_ids, step)
+    assert seen == set(range(48))
+    # nothing is left to ask for
+    empty = ask(model, 13, strategy, manifold, ledger=ledger)
+    assert len(empty) == 0
+    assert empty.to_frame().empty
+
+
+def test_the_ledgers_grid_counts(model: Segmenter) -> None:
+    ledger = Ledger.create(Grid(1, 2, 32, 64), NAMES)
+    query = ask(model, 12, "entropy", ledger=ledger, grid=(9, 9))
+    assert sorted(query.patch_ids.tolist()) == list(range(12))
+    assert query.boxes[0, 3] == 32
+
+
+def test_fewer_candidates_than_asked_for_are_raised_to_n(model: Segmenter, manifold: Manifold) -> None:
+    assert len(ask(model, 12, "meal", manifold, candidates=3)) == 12
+
+
+def test_the_query_as_a_table(model: Segmenter, manifold: Manifold, tmp_path: Path) -> None:
+    query = ask(model, 5, "meal", manifold, ledger=Ledger.create(GRID, NAMES))
+    query.to_parquet(tmp_path / "query.parquet")
+    frame = pd.read_parquet(tmp_path / "query.parquet")
+    without_embedding = ["patch", "image", "left", "top", "right", "bottom", "score"]
+    assert list(frame) == [*without_embedding, "embedding_0", "embedding_1"]
+    assert frame["patch"].tolist() == query.patch_ids.tolist()  # in order of choice
+    assert frame["image"].tolist() == list(query.names)
+    assert frame[["left", "top", "right", "bottom"]].to_numpy().tolist() == query.boxes.tolist()
+    assert (frame["right"] - frame["left"] == 16).all()
+    assert frame["score"].tolist() == query.scores.tolist()
+    assert list(ask(model, 2, "random").to_frame()) == without_embedding
+
+
+@pytest.mark.parametrize("strategy", ["entropy", "meal", "meal-ft"])
+@pytest.mark.parametrize("where", ["classifier", "encoder"])
+def test_a_model_that_diverged_is_named_with_its_image(
+    strategy: str, where: str, model: Segmenter, manifold: Manifold
+) -> None:
+    broken = calibrated(Builder("smp", 3, "none"), 0)
+    with torch.no_grad():
+        next(getattr(broken, where).parameters()).fill_(float("nan"))
+    for given in (manifold, None):
+        with pytest.raises(MealGpuError, match=r"^0: the model's output is NaN or infinite \(patch 0\)"):
+            ask(broken, 5, strategy, given)
+
+
+def test_one_bad_image_is_the_one_that_is_named(model: Segmenter) -> None:
+    class Choking(Segmenter):
+        def forward(self, images: torch.Tensor) -> object:  # type: ignore[override]
+            output = model(images)
+            output.logits[images.mean(dim=(1, 2, 3)) > 1] = torch.nan  # the white one
+            return output
+
+    images = IMAGES.clone()
+    images[4] = 255
+    choking = Choking(model.encoder, model.decoder, 3)
+    with pytest.raises(MealGpuError, match=r"city/4\.png.*\(patch 32\)"):
+        acquire(choking, images, 3, strategy="entropy", ledger=Ledger.create(GRID, NAMES))
+
+
+@pytest.mark.parametrize(
+    ("images", "arguments", "error", "told"),
+    [
+        (IMAGES.float(), {}, InputError, ("uint8 [N, H, W, 3]", "torch.float32")),
+        (IMAGES.permute(0, 3, 1, 2), {}, InputError, ("uint8 [N, H, W, 3]", "[6, 3, 32, 64]")),
+        (IMAGES[0], {}, InputError, ("[32, 64, 3]",)),
+        (IMAGES[:0], {}, InputError, ("[0, 32, 64, 3]",)),
+        (IMAGES, {"n": 0}, InputError, ("n must be at least 1", "0")),
+        (IMAGES, {"grid": (5, 40)}, InputError, ("40 columns", "64 pixels")),
+        (IMAGES, {"grid": (0, 4)}, InputError, ("0 rows",)),
+        (IMAGES, {"strategy": "coreset"}, ConfigError, ("'coreset'", "meal-ft")),
+        (IMAGES, {"ops": "gpu"}, InputError, ("'gpu'", "reference")),
+        (IMAGES, {"ledger": Ledger.create(GRID, NAMES[:5])}, InputError, ("5 images", "6")),
+        (IMAGES, {"ledger": Ledger.create(Grid(2, 4, 16, 64), NAMES)}, InputError, ("16×64", "32×64")),
+    ],
+)
+def test_wrong_input_is_named(
+    images: torch.Tensor, arguments: dict[str, object], error: type[Exception], told: tuple[str, ...],
+    model: Segmenter,
+) -> None:  # fmt: skip
+    given = {"n": 3, "strategy": "entropy"} | arguments
+    with pytest.raises(error) as raised:
+        acquire(model, images, given.pop("n"), **given)  # type: ignore[arg-type]
+    assert all(part in str(raised.value) for part in told)
+
+
+def test_ops_that_cannot_work_here_are_not_replaced_in_silence(model: Segmenter) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("CUDA may work here")
+    with pytest.raises(UnavailableError, match="cuda"):
+        ask(model, 3, "entropy", ops="cuda")
+
+
+def test_a_strategy_that_needs_the_manifold_says_so(model: Segmenter) -> None:
+    ledger = Ledger.create(GRID, NAMES)
+    pool = ScoredPool(ImageSet(IMAGES, reference), model, ledger, 3, reference, Settings())
+    with pytest.raises(InputError, match=r"pass manifold=Manifold\.fit"):
+        pool.manifold()
+
+
+def test_nothing_that_acquisition_takes_can_hold_a_label() -> None:
+    for function in (acquire, ScoredPool.__init__, ImageSet.__init__, score_pool, patch_features):
+        assert not any("label" in name for name in inspect.signature(function).parameters), function
+
+
+def test_the_public_name_is_the_function_whatever_was_imported_before() -> None:
+    code = "import meal_gpu.experiment, meal_gpu; assert callable(meal_gpu.acquire), meal_gpu.acquire"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,184 @@
+"""Images through a network: order, batches, the frozen encoder's cache."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import calibrated
+
+from meal_gpu.errors import MealGpuError
+from meal_gpu.grid import Grid
+from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Output, Segmenter
+from meal_gpu.ops import reference
+from meal_gpu.scoring import ImageSet, autocast, encode_features, patch_features, require_finite, score_pool
+
+GRID = Grid(2, 4, 32, 64)
+BUILDER = Builder("smp", 3, "none")
+
+
+class Brightness:
+    """A user's own network: class 1 is as likely as its pixel is bright; the feature is the mean colour."""
+
+    align_corners = True
+    mean = (0.0, 0.0, 0.0)
+    std = (1.0, 1.0, 1.0)
+
+    def __init__(self) -> None:
+        self.evaluated = False
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
+    def eval(self) -> None:
+        self.evaluated = True
+
+    def __call__(self, images: torch.Tensor, /) -> Output:
+        share = images[:, 0].clamp(1e-6, 1 - 1e-6)
+        return Output(torch.stack([(1 - share).log(), share.log()], dim=1), images.mean(dim=(2, 3)))
+
+
+def scenes(images: int, height: int = 32, width: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (images, height, width, 3), generator=generator, dtype=torch.uint8)
+
+
+def frozen(seed: int) -> Segmenter:
+    model = calibrated(BUILDER, seed)
+    model.freeze_encoder()
+    return model
+
+
+def pool(images: torch.Tensor, **arguments: int | str) -> ImageSet:
+    return ImageSet(images, reference, **arguments)  # type: ignore[arg-type]
+
+
+def test_scores_are_in_the_order_of_the_patch_ids() -> None:
+    images = torch.zeros(3, 4, 8, 3, dtype=torch.uint8)
+    grid = Grid(2, 2, 4, 8)
+    images[1, 2:, :4] = 51  # patch 2 of image 1: a fifth
+    images[2, :2, 4:] = 102  # patch 1 of image 2: two fifths
+    model = Brightness()
+    scores = score_pool(pool(images, batch_size=2), model, grid, reference)
+    assert model.evaluated
+    assert (scores.shape, scores.dtype) == ((12,), torch.float32)
+    expected = torch.zeros(12)
+    expected[4 + 2] = -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
+    expected[8 + 1] = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
+    torch.testing.assert_close(scores, expected, rtol=0, atol=2e-5)
+
+
+def test_scores_equal_the_pipeline_by_hand() -> None:
+    images, model = scenes(3), calibrated(BUILDER, 0)
+    scores = score_pool(pool(images, batch_size=2), model, GRID, reference).view(3, -1)
+    for image, expected in zip(images, scores, strict=True):
+        with torch.inference_mode():
+            logits = model(reference.normalise(image[None], IMAGENET_MEAN, IMAGENET_STD)).logits
+        full = F.interpolate(logits.double(), size=(32, 64), mode="bilinear", align_corners=True)
+        entropy = torch.special.entr(full.softmax(1)).sum(1)
+        by_hand = F.avg_pool2d(entropy[None], (16, 16)).flatten()
+        # batches of one and of two may round convolutions differently
+        torch.testing.assert_close(expected.double(), by_hand, rtol=0, atol=1e-5)
+
+
+def test_progress_counts_images() -> None:
+    done: list[int] = []
+    score_pool(pool(scenes(5), batch_size=2), Brightness(), GRID, reference, done.append)
+    assert done == [2, 2, 1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_frozen_encoders_cache_changes_no_bit(precision: str) -> None:
+    images = scenes(5)
+    one_batch = 2 * (24 * 8 * 16 + 1280 * 2 * 4) * (4 if precision == "float32" else 2)
+    sets = [
+        pool(images, batch_size=2, cache_bytes=size, precision=precision)
+        for size in (0, one_batch, one_batch + one_batch // 2, 1 << 30)
+    ]
+    for model in (frozen(0), frozen(1)):  # the decoder is another one in each step; the encoder stays
+        expected = score_pool(sets[0], model, GRID, reference)
+        assert float(expected.std()) > 0.01
+        for images_set in sets[1:]:
+            assert torch.equal(score_pool(images_set, model, GRID, reference), expected)
+    # what is kept: nothing, one batch, one batch and the smaller last one, all three
+    assert [len(images_set._encoded) for images_set in sets] == [0, 1, 2, 3]
+
+
+def test_a_cached_pass_does_not_run_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    images_set, model = pool(scenes(3), cache_bytes=1 << 30), frozen(0)
+    before = score_pool(images_set, model, GRID, reference)
+    monkeypatch.setattr(model.encoder, "forward", None)
+    assert torch.equal(score_pool(images_set, model, GRID, reference), before)
+
+
+def test_an_encoder_that_trains_is_never_cached() -> None:
+    images_set = pool(scenes(2), cache_bytes=1 << 30)
+    model = calibrated(BUILDER, 0)
+    before = score_pool(images_set, model, GRID, reference)
+    assert not images_set._encoded
+    with torch.no_grad():
+        model.encoder.features[0][0].weight.mul_(2)
+    assert not torch.equal(score_pool(images_set, model, GRID, reference), before)
+
+
+def test_mixed_precision_stays_inside_the_forward_pass() -> None:
+    for batch, logits in pool(scenes(3), batch_size=2, precision="bfloat16").logits(BUILDER(0)):
+        assert logits.dtype == torch.bfloat16
+        assert not torch.is_autocast_enabled("cpu")
+        assert len(logits) == batch.stop - batch.start
+    with autocast(torch.device("cpu"), "float32"):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_bfloat16_scores_are_close() -> None:
+    model = calibrated(BUILDER, 0)
+    exact, rounded = (
+        score_pool(pool(scenes(2), precision=p), model, GRID, reference) for p in ("float32", "bfloat16")
+    )
+    # eight bits of mantissa through fifty layers; the scores spread over more than 0.5
+    assert float((rounded - exact).abs().mean()) < 0.1
+    assert not torch.equal(rounded, exact)
+
+
+@pytest.mark.parametrize("grid", [GRID, Grid(2, 3, 32, 64)], ids=["even", "ragged"])
+def test_a_patchs_features_are_those_of_its_crop(grid: Grid) -> None:
+    images, model = scenes(2), calibrated(BUILDER, 0)
+    patches = torch.tensor([7, 0, 3]) if grid is GRID else torch.tensor([5, 0, 8])
+    features = patch_features(images, patches, model, grid, reference)
+    assert (features.shape, features.dtype) == ((3, 1280), torch.float32)
+    image, _, _ = grid.locate(patches)
+    for row, (left, top, right, bottom) in enumerate(grid.boxes(patches)):
+        crop = images[int(image[row]), top:bottom, left:right][None]
+        pixels = reference.normalise(crop, model.mean, model.std)
+        short = (0, grid.patch_width - pixels.shape[3], 0, grid.patch_height - pixels.shape[2])
+        with torch.inference_mode():
+            deep = model.encode(F.pad(pixels, short)).deep
+        torch.testing.assert_close(features[row], deep.mean(dim=(2, 3))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_features_in_any_batches_and_order() -> None:
+    images, model = scenes(2), calibrated(BUILDER, 0)
+    patches = torch.tensor([9, 2, 2, 15, 0])
+    whole = patch_features(images, patches, model, GRID, reference)
+    done: list[int] = []
+    parts = patch_features(images, patches, model, GRID, reference, batch_size=2, advance=done.append)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    assert torch.equal(whole[1], whole[2])
+    assert done == [2, 2, 1]
+    assert not whole.requires_grad
+
+
+def test_a_users_own_network_gives_features_from_its_output() -> None:
+    images = scenes(1, 4, 8)
+    features = patch_features(images, torch.tensor([1]), Brightness(), Grid(1, 2, 4, 8), reference)
+    torch.testing.assert_close(features[0], images[0, :, 4:].float().div(255).mean(dim=(0, 1)))
+    assert encode_features(Brightness(), torch.zeros(2, 3, 4, 4)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_names_its_image(bad: float) -> None:
+    scores = torch.zeros(16)
+    require_finite(scores, GRID, ("a.png", "b.png"))
+    scores[[11, 13]] = bad
+    with pytest.raises(MealGpuError, match=r"b\.png: .*NaN or infinite \(patch 11\)"):
+        require_finite(scores, GRID, ("a.png", "b.png"))
