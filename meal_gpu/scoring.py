@@ -22,9 +22,8 @@ class ImageSet:
     """Resident uint8 images [N, H, W, 3] that pass through a network in fixed batches.
 
     With a frozen encoder its outputs are kept, up to `cache_bytes`, because they never change: only the
-    decoder runs from the second pass on. What does
-    not fit is computed again each time, with equal bits. All frozen networks of one set must share an
-    encoder.
+    decoder runs from the second pass on. What does not fit is computed again each time, with equal bits.
+    All frozen networks of one set must share their encoder's weights.
     """
 
     def __init__(
