@@ -105,11 +105,11 @@ def run(config: Config, out: Path, *, resume: bool = False, monitor: Monitor | N
     if folder:
         _same(config, folder)
         folder.clean()
+        folder.publish_ledger()  # it may have been killed between its last step and this
     experiment = load(config, monitor)
     if folder is None:
         folder = RunFolder.create(out, config, experiment.device)
     _steps(experiment, folder, monitor)
-    folder.publish_ledger()
     return folder
 
 
@@ -192,18 +192,20 @@ def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> None:
     first = initial_patches(grid, len(experiment.pool), initial, config.seed)
     pool_size = len(experiment.pool) * grid.patches_per_image
     last = config.number_of_steps(pool_size, len(first))
-    model: Segmenter | None = None
     if done:
         ledger = Ledger.read(folder.step(done - 1) / "ledger.parquet")
         if (ledger.names, ledger.grid) != (experiment.dataset.train.names, grid):
             raise RunError(f"{folder.path} was made on other images than {experiment.dataset.root} now holds")
-        if done <= last:
-            model = _new_model(experiment, done - 1)
-            models.load(model, folder.step(done - 1) / "model.safetensors")
     else:
         ledger = Ledger.create(grid, experiment.dataset.train.names)
+    if done > last:
+        return
+    model: Segmenter | None = None
+    if done:
+        model = _new_model(experiment, done - 1)
+        models.load(model, folder.step(done - 1) / "model.safetensors")
     manifold = None
-    if done <= last and not _is_supervised(config) and strategies.get(config.strategy).needs_manifold:
+    if not _is_supervised(config) and strategies.get(config.strategy).needs_manifold:
         manifold = _manifold(experiment, folder, monitor)
     for step in range(done, last + 1):
         if step and not len(ledger.unlabelled()):

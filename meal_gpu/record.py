@@ -61,10 +61,9 @@ class RunFolder:
         if not (path / "config.toml").is_file():
             raise RunError(f"{path} holds no run (no config.toml); start one without --resume")
         try:
-            folder = cls(path, configs.read(path / "config.toml"))
+            return cls(path, configs.read(path / "config.toml"))
         except ConfigError as error:
             raise RunError(f"this run cannot be continued: {error}") from error
-        return folder
 
     def clean(self) -> None:
         """Remove what a killed process left half-written."""
