@@ -24,7 +24,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(if $(wildcard kernels/*.cu),$(BIN)/clang-format --dry-run --Werror kernels/*.cu kernels/*.cuh)
+	$(BIN)/clang-format --dry-run --Werror kernels/*.cu* tests/cuda_on_cpu/*.?pp
 
 bench: .venv/installed
 	$(BIN)/python -m bench

@@ -1,8 +1,10 @@
 """A tiny synthetic dataset and a tiny configuration that trains in seconds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from meal_gpu.config import Config, from_dict
 
@@ -27,3 +29,23 @@ def tiny(scenes: Path) -> Config:
             "final_epochs": 2, "precision": "float32", "device": "cpu",
         }
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernels(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The device on which `meal_gpu.ops.cuda` works: a GPU, or the CPU that executes the kernels' own source.
+
+    Memory that a kernel should write is NaN, or the largest integer, until it does.
+    """
+    from cuda_on_cpu import harness
+
+    from meal_gpu.ops import compile
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "cpu":
+            patch.setattr(compile, "launch", harness.launch)
+        yield torch.device(request.param)
+    torch.use_deterministic_algorithms(False)

@@ -5,7 +5,7 @@ It is selected once, at the edge, and passed down as an argument. Only "auto" ma
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -13,6 +13,7 @@ from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.grid import Grid
 
 NAMES = ("auto", "reference", "cuda")
+MEASURES = ("entropy", "margin", "least-confidence")
 
 
 class Patches(NamedTuple):
@@ -41,9 +42,22 @@ class Ops(Protocol):
     def name(self) -> str: ...
 
     def patch_entropy(
-        self, logits: torch.Tensor, grid: Grid, padded: tuple[int, int], align_corners: bool
+        self,
+        logits: torch.Tensor,
+        grid: Grid,
+        padded: tuple[int, int],
+        align_corners: bool,
+        *,
+        measure: str = "entropy",
+        temperature: float = 1.0,
+        valid: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """-> [B, P] float32 (float64 for float64 logits): mean softmax entropy per patch, in nats."""
+        """-> [B, P] float32 (float64 for float64 logits): a patch's mean uncertainty, 0 where p is certain.
+
+        `measure` is the entropy of p = softmax(logits / temperature) in nats, the "margin" 1 - (p1 - p2) of
+        the two most likely classes, or the "least-confidence" 1 - p1. Only pixels where `valid` [H, W] uint8
+        is not 0 count; a patch that has none gets 0.
+        """
         ...
 
     def gather_patches(
@@ -55,10 +69,16 @@ class Ops(Protocol):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         void: int,
+        *,
+        padded: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = True,
     ) -> Patches:
-        """uint8 `images` [N, H, W, 3], `labels` [N, H, W], `patches` [M] int64 -> (x/255 - mean)/std float32.
+        """uint8 `images` [N, H, W, 3], `labels` [N, H, W], `patches` [M] int64 -> (x/255 - mean)/std.
 
-        What a ragged last patch lacks is 0 after normalisation, and `void` in the labels.
+        Pixels are `dtype` (float32, float16 or bfloat16, rounded once), `padded` (at least the patch's) in
+        size, in channels-last or contiguous memory. What a ragged last patch lacks, and what padding adds
+        below and to the right, is 0 after normalisation and `void` in the labels.
         """
         ...
 
@@ -110,9 +130,10 @@ def select(name: str = "auto") -> Ops:
         return fallback
     missing = why_not_cuda()
     if missing is None:
-        from importlib import import_module
+        from meal_gpu.ops import cuda
 
-        return cast(Ops, import_module("meal_gpu.ops.cuda"))
+        device: Ops = cuda
+        return device
     if name == "cuda":
         raise UnavailableError(f"ops 'cuda' cannot work here: {missing}. Use --ops reference meanwhile.")
     return fallback
@@ -122,11 +143,8 @@ def why_not_cuda() -> str | None:
     """None where the CUDA ops work, else the reason and the fix in one line."""
     from importlib.util import find_spec
 
-    if find_spec("meal_gpu.ops.cuda") is None:
-        return "this version has no CUDA ops yet"
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU (check nvidia-smi and the driver)"
-    absent = [package for package in ("cupy", "cuml") if find_spec(package) is None]
-    if absent:
-        return f"{' and '.join(absent)} not installed: pip install 'meal-gpu[cuda13]'"
+    if find_spec("cupy") is None:
+        return "CuPy is not installed: pip install 'meal-gpu[cuda13]'"
     return None

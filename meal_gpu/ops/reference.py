@@ -2,33 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 
 from meal_gpu.grid import Grid
 from meal_gpu.ops import FittedUmap, Patches
+from meal_gpu.ops.upsampling import interpolation
 
 name = "reference"
 
 # Upsampled logits alive at a time. Larger bands leave the CPU's caches and run slower.
 BAND_BYTES = 4 << 20
-
-
-def _interpolation(
-    low: int, spanned: int, used: int, align_corners: bool, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lower neighbour, upper neighbour [used] int64 and weight of the upper [used] for one axis.
-
-    Coordinates are float64 whatever the logits are: in float32 they are off by 1e-4 of a cell at 2048 pixels.
-    """
-    pixel = torch.arange(used, dtype=torch.float64, device=like.device)
-    if align_corners:
-        at = pixel * ((low - 1) / (spanned - 1) if spanned > 1 else 0.0)
-    else:
-        at = ((pixel + 0.5) * (low / spanned) - 0.5).clamp_(min=0.0)
-    lower = at.floor().long().clamp_(max=low - 1)
-    return lower, (lower + 1).clamp_(max=low - 1), (at - lower).to(like.dtype)
 
 
 def _upsampled_bands(
@@ -38,8 +24,9 @@ def _upsampled_bands(
     values = logits if logits.dtype == torch.float64 else logits.float()
     _, channels, h, w = values.shape
     height, width = size
-    y0, y1, wy = _interpolation(h, padded[0], height, align_corners, values)
-    x0, x1, wx = _interpolation(w, padded[1], width, align_corners, values)
+    y0, y1, wy = interpolation(h, padded[0], height, align_corners, values.device)
+    x0, x1, wx = interpolation(w, padded[1], width, align_corners, values.device)
+    wy, wx = wy.to(values), wx.to(values)
     rows = max(1, BAND_BYTES // (channels * width * values.element_size()))
     for image, value in enumerate(values):
         for top in range(0, height, rows):
@@ -50,29 +37,71 @@ def _upsampled_bands(
 
 
 def patch_entropy(
-    logits: torch.Tensor, grid: Grid, padded: tuple[int, int], align_corners: bool
+    logits: torch.Tensor,
+    grid: Grid,
+    padded: tuple[int, int],
+    align_corners: bool,
+    *,
+    measure: str = "entropy",
+    temperature: float = 1.0,
+    valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
     height, width = grid.height, grid.width
     sums = logits.new_zeros((len(logits), height, grid.columns), dtype=torch.float64)
     for image, top, band in _upsampled_bands(logits, (height, width), padded, align_corners):
-        log_p = F.log_softmax(band, dim=0)
-        # p = 0 has entropy 0, also where log p is -inf
-        entropy = -(log_p.exp() * log_p.clamp_(min=torch.finfo(log_p.dtype).min)).sum(dim=0)
-        filled = F.pad(entropy, (0, grid.columns * grid.patch_width - width))
-        cells = filled.view(-1, grid.columns, grid.patch_width)
-        sums[image, top : top + len(entropy)] = cells.sum(dim=2, dtype=torch.float64)
-    rows = F.pad(sums, (0, 0, 0, grid.rows * grid.patch_height - height))
-    totals = rows.view(len(logits), grid.rows, grid.patch_height, grid.columns).sum(dim=2)
-    pixels = torch.outer(
-        _lengths(grid.rows, grid.patch_height, height), _lengths(grid.columns, grid.patch_width, width)
-    ).to(totals)
-    means = (totals / pixels).flatten(1)
+        uncertainty = _uncertainty(band / temperature if temperature != 1 else band, measure)
+        if valid is not None:
+            uncertainty = uncertainty.where(valid[top : top + len(uncertainty)] != 0, 0.0)
+        sums[image, top : top + len(uncertainty)] = _row_sums(uncertainty, grid)
+    totals = _column_sums(sums, grid)
+    # Nothing to see is nothing to learn: 0 where a patch has no valid pixel
+    means = totals / patch_pixels(grid, valid, logits.device).clamp(min=1)
     return means if logits.dtype == torch.float64 else means.float()
 
 
-def _lengths(parts: int, full: int, length: int) -> torch.Tensor:
-    """[parts] pixels of each patch along one axis."""
-    return (length - full * torch.arange(parts)).clamp_(max=full)
+def _uncertainty(logits: torch.Tensor, measure: str) -> torch.Tensor:
+    """[C, rows, W] -> [rows, W]: 0 where the model is certain."""
+    if measure == "entropy":
+        log_p = F.log_softmax(logits, dim=0)
+        # p = 0 has entropy 0, also where log p is -inf
+        return -(log_p.exp() * log_p.clamp_(min=torch.finfo(log_p.dtype).min)).sum(dim=0)
+    p = F.softmax(logits, dim=0)
+    if measure == "least-confidence" or len(p) == 1:
+        return 1 - p.amax(dim=0)
+    first, second = p.topk(2, dim=0).values
+    return 1 - (first - second)
+
+
+def _row_sums(pixels: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """[rows, W] -> [rows, columns of patches] float64."""
+    filled = F.pad(pixels, (0, grid.columns * grid.patch_width - grid.width))
+    return filled.view(-1, grid.columns, grid.patch_width).sum(dim=2, dtype=torch.float64)
+
+
+def _column_sums(sums: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """[B, H, columns] -> [B, P]."""
+    filled = F.pad(sums, (0, 0, 0, grid.rows * grid.patch_height - grid.height))
+    return filled.view(len(sums), grid.rows, grid.patch_height, grid.columns).sum(dim=2).flatten(1)
+
+
+def patch_pixels(grid: Grid, valid: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """[P] float64: how many pixels of each patch count."""
+    if valid is None:
+        return _patch_areas(grid, device)
+    return _column_sums(_row_sums((valid != 0).double(), grid)[None], grid)[0]
+
+
+@cache
+def _patch_areas(grid: Grid, device: torch.device) -> torch.Tensor:
+    height, width = (
+        (length - full * torch.arange(parts)).clamp_(max=full)
+        for parts, full, length in (
+            (grid.rows, grid.patch_height, grid.height),
+            (grid.columns, grid.patch_width, grid.width),
+        )
+    )
+    areas = torch.outer(height, width).flatten()
+    return areas.to(device, torch.float64)
 
 
 def gather_patches(

@@ -3,44 +3,39 @@
 import importlib.machinery
 import importlib.util
 import inspect
-import sys
-from types import ModuleType
 
 import pytest
 import torch
 
 from meal_gpu import ops
 from meal_gpu.errors import InputError, UnavailableError
-from meal_gpu.ops import Ops, reference, select, why_not_cuda
+from meal_gpu.ops import Ops, cuda, reference, select, why_not_cuda
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, *, module: bool, gpu: bool, packages: tuple[str, ...]) -> None:
-    """A machine with or without the CUDA module, a GPU and the packages."""
-    there = {"meal_gpu.ops.cuda": module} | {name: name in packages for name in ("cupy", "cuml")}
+def pretend(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, cupy: bool) -> None:
+    """A machine with or without a GPU and CuPy."""
     find = importlib.util.find_spec
 
     def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
-        if name not in there:
+        if name != "cupy":
             return find(name)
-        return importlib.machinery.ModuleSpec(name, None) if there[name] else None
+        return importlib.machinery.ModuleSpec(name, None) if cupy else None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
 
 
 @pytest.mark.parametrize(
-    ("module", "gpu", "packages", "told"),
+    ("gpu", "cupy", "told"),
     [
-        (False, True, ("cupy", "cuml"), "this version has no CUDA ops"),
-        (True, False, ("cupy", "cuml"), "torch sees no NVIDIA GPU (check nvidia-smi"),
-        (True, True, ("cuml",), "cupy not installed: pip install 'meal-gpu[cuda13]'"),
-        (True, True, (), "cupy and cuml not installed: pip install 'meal-gpu[cuda13]'"),
+        (False, True, "torch sees no NVIDIA GPU (check nvidia-smi"),
+        (True, False, "CuPy is not installed: pip install 'meal-gpu[cuda13]'"),
     ],
 )
 def test_cuda_that_cannot_work_says_why_and_what_to_do(
-    module: bool, gpu: bool, packages: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+    gpu: bool, cupy: bool, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend(monkeypatch, module=module, gpu=gpu, packages=packages)
+    pretend(monkeypatch, gpu=gpu, cupy=cupy)
     why = why_not_cuda()
     assert why is not None
     assert told in why
@@ -53,9 +48,7 @@ def test_cuda_that_cannot_work_says_why_and_what_to_do(
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_cuda_is_taken_where_it_works(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, module=True, gpu=True, packages=("cupy", "cuml"))
-    cuda = ModuleType("meal_gpu.ops.cuda")
-    monkeypatch.setitem(sys.modules, cuda.__name__, cuda)
+    pretend(monkeypatch, gpu=True, cupy=True)
     assert why_not_cuda() is None
     assert select(name) is cuda
     assert select("reference") is reference
