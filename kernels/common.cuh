@@ -27,6 +27,12 @@ __device__ __forceinline__ float log2_approx(float x) {
   return y;
 }
 
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ __forceinline__ float from_half(uint16 bits) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));
@@ -128,23 +134,19 @@ struct alignas(sizeof(Logit) * VECTOR) Vector {
   Logit logits[VECTOR];
 };
 
-// Bring `classes` classes from `first` on of the tile's nodes into shared memory, times `scale`. The loads
-// are VECTOR logits wide: 16 bytes where the addresses allow it.
-__device__ __forceinline__ void stage(float* staged, const Logit* logits, Geometry g, Tile tile, int first,
-                                      int classes, float scale) {
+// Bring all classes of the tile's nodes into shared memory, times `scale`. The loads are VECTOR logits wide:
+// 16 bytes where the addresses allow it.
+__device__ __forceinline__ void stage(float* staged, const Logit* logits, Geometry g, Tile tile,
+                                      float scale) {
   const int64 image = (int64)tile.image * CLASSES * g.height * g.width;
 #if CHANNELS_LAST
-  // One stretch of memory per row of nodes; per node where the classes come in several chunks
-  const int per_stretch = classes == CLASSES ? tile.columns : 1;
-  const int stretches = tile.rows * tile.columns / per_stretch;
-  const int length = per_stretch * classes;
+  // A row of nodes is one stretch of memory, which begins and ends anywhere in a vector
+  const int length = tile.columns * CLASSES;
   const int vectors = (length + 2 * VECTOR - 2) / VECTOR;
   const int64 total = (int64)g.images * CLASSES * g.height * g.width;
-  for (int i = threadIdx.x; i < stretches * vectors; i += blockDim.x) {
-    const int stretch = i / vectors;
-    const int node = stretch * per_stretch;
-    const int row = node / tile.columns, column = node % tile.columns;
-    const int64 begin = image + ((int64)(tile.top + row) * g.width + tile.left + column) * CLASSES + first;
+  for (int i = threadIdx.x; i < tile.rows * vectors; i += blockDim.x) {
+    const int row = i / vectors;
+    const int64 begin = image + ((int64)(tile.top + row) * g.width + tile.left) * CLASSES;
     const int64 start = begin / VECTOR * VECTOR + (int64)(i % vectors) * VECTOR;
     if (start >= begin + length) continue;
     Vector vector;
@@ -154,21 +156,27 @@ __device__ __forceinline__ void stage(float* staged, const Logit* logits, Geomet
 #pragma unroll
       for (int e = 0; e < VECTOR; e++) vector.logits[e] = start + e < total ? logits[start + e] : Logit(0);
     }
-    int offset = (int)(start - begin);
+    const int offset = (int)(start - begin), skipped = max(-offset, 0);
+    int k = max(offset, 0) % CLASSES;
+    float* to = staged + k * tile.pitch + row * tile.columns + max(offset, 0) / CLASSES;
 #pragma unroll
-    for (int e = 0; e < VECTOR; e++, offset++) {
-      if (offset >= 0 && offset < length) {
-        staged[offset % classes * tile.pitch + node + offset / classes] = to_float(vector.logits[e]) * scale;
+    for (int e = 0; e < VECTOR; e++) {
+      if (e >= skipped && offset + e < length) {
+        *to = to_float(vector.logits[e]) * scale;
+        to += tile.pitch;
+        if (++k == CLASSES) {
+          k = 0;
+          to += 1 - CLASSES * tile.pitch;
+        }
       }
     }
   }
 #else
   const int vectors = tile.columns / VECTOR;
-  for (int i = threadIdx.x; i < classes * tile.rows * vectors; i += blockDim.x) {
+  for (int i = threadIdx.x; i < CLASSES * tile.rows * vectors; i += blockDim.x) {
     const int stretch = i / vectors, column = i % vectors * VECTOR;
     const int k = stretch / tile.rows, row = stretch % tile.rows;
-    const int64 start =
-        image + ((int64)(first + k) * g.height + tile.top + row) * g.width + tile.left + column;
+    const int64 start = image + ((int64)k * g.height + tile.top + row) * g.width + tile.left + column;
     const Vector vector = *reinterpret_cast<const Vector*>(logits + start);
     float* to = staged + k * tile.pitch + row * tile.columns + column;
 #pragma unroll

@@ -9,14 +9,23 @@
 // patch_means adds the cells' sums in the order of the pixels, so results do not depend on the batch or the
 // schedule.
 //
-// -D LOGITS CLASSES CHUNK VECTOR CHANNELS_LAST SPAN_X SPAN_Y MEASURE VALID
+// -D LOGITS CLASSES VECTOR CHANNELS_LAST SPAN_X SPAN_Y MEASURE VALID
 
 #define ENTROPY 0
 #define MARGIN 1
 #define LEAST_CONFIDENCE 2
 
-// Below this Z the winners of neighbouring nodes differ by so much that z ran out of digits, or out of range
-#define LEAST_Z 1.52587890625e-05f  // 2^-16
+// Pixels that the fast path gets wrong are done again with their own maximum. Where the winners of
+// neighbouring nodes differ, Z is small and log2 Z - S/Z the small difference of large numbers; and where
+// some z of a node is so low that its power is subnormal, the geometric series that starts there never grows.
+#define LEAST_SUM 0.015625f  // 2^-6; a network trained on CamVid stays above 2^-2
+#define LEAST_Z -100.0f
+
+#if MEASURE == ENTROPY
+#define UNIT 0.693147180559945f  // bits to nats
+#else
+#define UNIT 1.0f
+#endif
 
 // What the classes of one pixel add up to
 struct Pixel {
@@ -39,15 +48,20 @@ struct Pixel {
   }
 
   // False for NaN too
-  __device__ __forceinline__ bool trusted() const { return z_sum >= LEAST_Z && z_sum <= 2.0f * CLASSES; }
+  __device__ __forceinline__ bool trusted() const { return z_sum >= LEAST_SUM; }
 
+  // In units of UNIT
   __device__ __forceinline__ float measure() const {
+    const float inverse = reciprocal_approx(z_sum);
 #if MEASURE == ENTROPY
-    return 0.693147180559945f * (log2_approx(z_sum) - __fdividef(weighted, z_sum));
+    // With every z raised by Z's exponent the difference is one of small numbers
+    const int exponent = (__float_as_int(z_sum) >> 23) - 127;
+    const float rescaled = __int_as_float(__float_as_int(z_sum) - (exponent << 23));
+    return fmaf(-fmaf((float)-exponent, z_sum, weighted), inverse, log2_approx(rescaled));
 #elif MEASURE == MARGIN
-    return 1.0f - __fdividef(best - second, z_sum);
+    return fmaf(second - best, inverse, 1.0f);
 #else
-    return 1.0f - __fdividef(best, z_sum);
+    return fmaf(-best, inverse, 1.0f);
 #endif
   }
 };
@@ -60,14 +74,38 @@ __device__ __forceinline__ float logit_at(const Logit* logits, Geometry g, int k
 #endif
 }
 
+// The inner loop: what every class adds to the pixels of a cell
+__device__ __forceinline__ void add_classes(Pixel (&pixels)[SPAN_Y][SPAN_X], const float* staged, Tile tile,
+                                            Span x, Span y) {
+  const Cell cell = find_cell(tile, x, y);
+#pragma unroll 1
+  for (int k = 0; k < CLASSES; k++) {
+    const Plane plane = cell_plane(staged + k * tile.pitch, cell, x, y);
+#pragma unroll
+    for (int j = 0; j < SPAN_Y; j++) {
+      const float value = j > 0 ? fmaf(j, plane.value_step, plane.value) : plane.value;
+      const float slope = j > 0 ? fmaf(j, plane.slope_step, plane.slope) : plane.slope;
+      const float ratio = exp2_approx(slope);
+      float power = exp2_approx(value);
+#pragma unroll
+      for (int i = 0; i < SPAN_X; i++) {
+        if (i > 0) power *= ratio;
+        pixels[j][i].add(i > 0 ? fmaf(i, slope, value) : value, power);
+      }
+    }
+  }
+}
+
 // The measure of one pixel with its own exact maximum, straight from the logits of its image; slow, and rare
-__device__ __noinline__ float exact_measure(const Logit* logits, Geometry g, float scale, Span x, Span y,
-                                            int i, int j) {
+__device__ __forceinline__ float exact_measure(const Logit* logits, Geometry g, float scale, Span x, Span y,
+                                               int i, int j) {
   const int top = y.lower * g.width, bottom = y.upper * g.width;
-  const float right = fmaf((float)i, x.step, x.at), low = fmaf((float)j, y.step, y.at);
+  const float right = fmaf(i, x.step, x.at), low = fmaf(j, y.step, y.at);
   float largest = -INFINITE;
   Pixel pixel;
+#pragma unroll 1
   for (int pass = 0; pass < 2; pass++) {
+#pragma unroll 1
     for (int k = 0; k < CLASSES; k++) {
       const float a = logit_at(logits, g, k, top + x.lower), b = logit_at(logits, g, k, top + x.upper);
       const float c = logit_at(logits, g, k, bottom + x.lower), d = logit_at(logits, g, k, bottom + x.upper);
@@ -84,68 +122,41 @@ __device__ __noinline__ float exact_measure(const Logit* logits, Geometry g, flo
 }
 
 // Sums of the measure over the pixels of each cell, [B, spans_y, spans_x]
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, MEASURE == MARGIN ? 2 : 3)
     cell_sums(const Logit* logits, const int4* spans_x, const float2* places_x, const int4* spans_y,
               const float2* places_y, const uint8* valid, float* sums, int images, int height, int width,
               int count_x, int count_y, int tile_spans_x, int tile_spans_y, int full_width, float scale) {
   DYNAMIC_SHARED(float, staged);
   const Geometry g{images, height, width, count_x, count_y, tile_spans_x, tile_spans_y};
   const Tile tile = find_tile(g, spans_x, spans_y);
+  stage(staged, logits, g, tile, scale);
+  __syncthreads();
   const int nodes = tile.columns * tile.rows;
-  float* largest = staged + CHUNK * tile.pitch;  // of each node, over the classes of earlier chunks too
-
-  // More chunks than one are read twice: first for the maxima
-  for (int first = 0; first < CLASSES; first += CHUNK) {
-    const int classes = min(CHUNK, CLASSES - first);
-    stage(staged, logits, g, tile, first, classes, scale);
-    __syncthreads();
-    for (int node = threadIdx.x; node < nodes; node += blockDim.x) {
-      float most = first == 0 ? -INFINITE : largest[node];
-      for (int k = 0; k < classes; k++) most = fmaxf(most, staged[k * tile.pitch + node]);
-      largest[node] = most;
+  float* least = staged + CLASSES * tile.pitch;  // z of each node
+  for (int node = threadIdx.x; node < nodes; node += blockDim.x) {
+    float* z = staged + node;
+    float largest = -INFINITE, lowest = INFINITE;
+    for (int k = 0; k < CLASSES; k++) {
+      largest = fmaxf(largest, z[k * tile.pitch]);
+      lowest = fminf(lowest, z[k * tile.pitch]);
     }
-    if (CHUNK < CLASSES) __syncthreads();
+    for (int k = 0; k < CLASSES; k++) z[k * tile.pitch] -= largest;
+    least[node] = lowest - largest;
   }
+  __syncthreads();
 
   const int item = min((int)threadIdx.x, tile.spans_x * tile.spans_y - 1);
   const int index_x = tile.first_x + item % tile.spans_x, index_y = tile.first_y + item / tile.spans_x;
-  const Span x = load_span(spans_x, places_x, index_x), y = load_span(spans_y, places_y, index_y);
-  const Cell cell = find_cell(tile, x, y);
   Pixel pixels[SPAN_Y][SPAN_X];
 
-  for (int first = 0; first < CLASSES; first += CHUNK) {
-    const int classes = min(CHUNK, CLASSES - first);
-    if (CHUNK < CLASSES) {
-      stage(staged, logits, g, tile, first, classes, scale);
-      __syncthreads();
-    }
-    // Each thread meets the nodes whose maxima it found itself
-    for (int node = threadIdx.x; node < nodes; node += blockDim.x) {
-      for (int k = 0; k < classes; k++) staged[k * tile.pitch + node] -= largest[node];
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int k = 0; k < classes; k++) {
-      const Plane plane = cell_plane(staged + k * tile.pitch, cell, x, y);
-#pragma unroll
-      for (int j = 0; j < SPAN_Y; j++) {
-        const float value = fmaf((float)j, plane.value_step, plane.value);
-        const float slope = fmaf((float)j, plane.slope_step, plane.slope);
-        const float ratio = exp2_approx(slope);
-        float power = exp2_approx(value);
-#pragma unroll
-        for (int i = 0; i < SPAN_X; i++) {
-          if (i > 0) power *= ratio;
-          pixels[j][i].add(fmaf((float)i, slope, value), power);
-        }
-      }
-    }
-    if (CHUNK < CLASSES) __syncthreads();
-  }
+  add_classes(pixels, staged, tile, load_span(spans_x, places_x, index_x),
+              load_span(spans_y, places_y, index_y));
 
   if (threadIdx.x >= tile.spans_x * tile.spans_y) return;
-  float sum = 0;
-  uint32 distrusted = 0;
+  // Load the spans again rather than keep what is not needed in the loop above in registers
+  asm volatile("" ::: "memory");
+  const Span x = load_span(spans_x, places_x, index_x), y = load_span(spans_y, places_y, index_y);
+  uint32 counted = 0;  // a bit per pixel of the cell that lies in the patch and is valid
 #pragma unroll
   for (int j = 0; j < SPAN_Y; j++) {
 #pragma unroll
@@ -154,12 +165,21 @@ extern "C" __global__ void __launch_bounds__(256)
 #if VALID
       counts = counts && valid[(int64)(y.first + j) * full_width + x.first + i] != 0;
 #endif
-      if (!counts) continue;
-      if (pixels[j][i].trusted()) {
-        sum += pixels[j][i].measure();
-      } else {
-        distrusted |= 1u << (j * SPAN_X + i);
-      }
+      counted |= (uint32)counts << (j * SPAN_X + i);
+    }
+  }
+  const Cell cell = find_cell(tile, x, y);
+  const float lowest = fminf(fminf(least[cell.a], least[cell.b]), fminf(least[cell.c], least[cell.d]));
+  float sum = 0;
+  uint32 distrusted = 0;
+#pragma unroll
+  for (int j = 0; j < SPAN_Y; j++) {
+#pragma unroll
+    for (int i = 0; i < SPAN_X; i++) {
+      const uint32 bit = counted & 1u << (j * SPAN_X + i);
+      const bool trusted = lowest >= LEAST_Z && pixels[j][i].trusted();
+      sum += trusted && bit ? pixels[j][i].measure() : 0.0f;
+      distrusted |= trusted ? 0u : bit;
     }
   }
   const Logit* image = logits + (int64)tile.image * CLASSES * g.height * g.width;
@@ -168,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(256)
     distrusted &= distrusted - 1;
     sum += exact_measure(image, g, scale, x, y, bit % SPAN_X, bit / SPAN_X);
   }
-  sums[((int64)tile.image * g.spans_y + index_y) * g.spans_x + index_x] = sum;
+  sums[((int64)tile.image * g.spans_y + index_y) * g.spans_x + index_x] = UNIT * sum;
 }
 
 // A block per patch: the mean over its cells, whose first indices on each axis are starts_x[column],
@@ -189,8 +209,10 @@ extern "C" __global__ void __launch_bounds__(128)
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
   __syncthreads();
   if (threadIdx.x == 0) {
-    const double total = partial[0] + partial[1] + partial[2] + partial[3];
-    // Nothing to see is nothing to learn
-    means[blockIdx.x] = pixels[patch] > 0 ? (float)(total / pixels[patch]) : 0.0f;
+    double total = 0;
+    for (int warp = 0; warp < blockDim.x / 32; warp++) total += partial[warp];
+    // Rounding may end below 0; and nothing to see, in a patch without valid pixels, is nothing to learn
+    const double mean = total < 0 || pixels[patch] == 0 ? 0.0 : total / pixels[patch];
+    means[blockIdx.x] = (float)mean;
   }
 }

@@ -9,6 +9,11 @@ import torch
 from meal_gpu.config import Config, from_dict
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six street scenes for the pool and two for validation, 96×192, in Cityscapes' layout."""
@@ -41,8 +46,6 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
     from meal_gpu.ops import compile
 
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     torch.use_deterministic_algorithms(True, warn_only=True)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "cpu":

@@ -1,11 +1,13 @@
 """The array functions of the public interface: they check their arguments, then call the ops."""
 
+from math import isfinite
+
 import torch
 
 from meal_gpu import rng
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
-from meal_gpu.ops import Ops, select
+from meal_gpu.ops import MEASURES, Ops, select
 
 MAX_CLASSES = 256
 
@@ -20,6 +22,9 @@ def patch_entropy(
     grid: tuple[int, int] = (4, 4),
     size: tuple[int, int] | None = None,
     align_corners: bool = True,
+    measure: str = "entropy",
+    temperature: float = 1.0,
+    valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean softmax entropy of each patch, from logits at any lower resolution (MEAL, eq. 1).
 
@@ -32,12 +37,18 @@ def patch_entropy(
         grid: rows and columns of patches.
         size: (H, W) at which entropy is measured; (h, w) where None.
         align_corners: as in `torch.nn.functional.interpolate`; segmentation_models_pytorch uses True.
+        measure: "entropy"; "margin", 1 - (p1 - p2) of the two most likely classes; or "least-confidence",
+            1 - p1. All are 0 where the model is certain.
+        temperature: the softmax is taken of logits / temperature.
+        valid: [H, W] uint8 or bool; pixels where it is 0 (the ego vehicle's bonnet, say) do not count.
 
     Returns:
-        [B, rows*columns] float32 in nats (float64 for float64 logits), between 0 and log C, row by row.
+        [B, rows*columns] float32 (float64 for float64 logits), row by row. Entropy is in nats, between 0 and
+        log C. A patch without a valid pixel has 0.
 
     Raises:
-        InputError: wrong rank, dtype or number of classes; a size below the logits'; an empty patch.
+        InputError: wrong rank, dtype or number of classes; a size below the logits'; an empty patch; an
+            unknown measure; a temperature that is not positive; a mask of another size.
     """
     if logits.ndim != 4 or 0 in logits.shape[1:]:
         raise InputError(f"logits must be [B, C, h, w] with nothing empty but B, got {list(logits.shape)}")
@@ -48,8 +59,23 @@ def patch_entropy(
     height, width = size or (logits.shape[2], logits.shape[3])
     if height < logits.shape[2] or width < logits.shape[3]:
         raise InputError(f"size {(height, width)} is below the logits' {tuple(logits.shape[2:])}")
-    cells = Grid(*grid, height, width)
-    return _ops_for(logits).patch_entropy(logits.detach(), cells, (height, width), align_corners)
+    if measure not in MEASURES:
+        raise InputError(f"unknown measure {measure!r}; known: {', '.join(MEASURES)}")
+    if not (temperature > 0 and isfinite(temperature)):
+        raise InputError(f"temperature must be positive and finite, got {temperature}")
+    if valid is not None and (valid.shape != (height, width) or valid.dtype not in (torch.uint8, torch.bool)):
+        raise InputError(
+            f"valid must be [{height}, {width}] uint8 or bool, got {list(valid.shape)} {valid.dtype}"
+        )
+    return _ops_for(logits).patch_entropy(
+        logits.detach(),
+        Grid(*grid, height, width),
+        (height, width),
+        align_corners,
+        measure=measure,
+        temperature=temperature,
+        valid=None if valid is None else valid.to(logits.device),
+    )
 
 
 def kmeans_plusplus(

@@ -64,12 +64,13 @@ def _uncertainty(logits: torch.Tensor, measure: str) -> torch.Tensor:
     if measure == "entropy":
         log_p = F.log_softmax(logits, dim=0)
         # p = 0 has entropy 0, also where log p is -inf
-        return -(log_p.exp() * log_p.clamp_(min=torch.finfo(log_p.dtype).min)).sum(dim=0)
+        entropy: torch.Tensor = -(log_p.exp() * log_p.clamp_(min=torch.finfo(log_p.dtype).min)).sum(dim=0)
+        return entropy
     p = F.softmax(logits, dim=0)
-    if measure == "least-confidence" or len(p) == 1:
-        return 1 - p.amax(dim=0)
-    first, second = p.topk(2, dim=0).values
-    return 1 - (first - second)
+    if measure == "margin" and len(p) > 1:
+        first, second = p.topk(2, dim=0).values
+        return torch.rsub(first - second, 1)
+    return torch.rsub(p.amax(dim=0), 1)
 
 
 def _row_sums(pixels: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -112,20 +113,30 @@ def gather_patches(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     void: int,
+    *,
+    padded: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
 ) -> Patches:
+    height, width = padded or (grid.patch_height, grid.patch_width)
     patches = patches.to(images.device)
     image = patches // grid.patches_per_image
     row = patches % grid.patches_per_image // grid.columns
     column = patches % grid.columns
-    y = (row * grid.patch_height)[:, None] + torch.arange(grid.patch_height, device=images.device)
-    x = (column * grid.patch_width)[:, None] + torch.arange(grid.patch_width, device=images.device)
-    inside = (y < grid.height)[:, :, None] & (x < grid.width)[:, None, :]
+    down = torch.arange(height, device=images.device)
+    across = torch.arange(width, device=images.device)
+    y = (row * grid.patch_height)[:, None] + down
+    x = (column * grid.patch_width)[:, None] + across
+    inside_y = (down < grid.patch_height) & (y < grid.height)
+    inside_x = (across < grid.patch_width) & (x < grid.width)
+    inside = inside_y[:, :, None] & inside_x[:, None, :]
     at = (
         image[:, None, None],
         y.clamp(max=grid.height - 1)[:, :, None],
         x.clamp(max=grid.width - 1)[:, None, :],
     )
     pixels = normalise(images[at], mean, std) * inside[:, None]
+    pixels = pixels.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     return Patches(pixels, None if labels is None else labels[at].masked_fill(~inside, void))
 
 

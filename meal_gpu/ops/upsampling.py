@@ -41,7 +41,6 @@ class Tiling:
     y: Axis
     tile_x: int
     tile_y: int
-    chunk: int
     shared_bytes: int
     threads: int
     tiles: int
@@ -110,29 +109,28 @@ def tiling(
     """How logits [B, classes, *low], staged `vector` columns at a time, are cut for `grid` on `device`."""
     x = cut(low[1], padded[1], grid.width, grid.columns, align_corners)
     y = cut(low[0], padded[0], grid.height, grid.rows, align_corners)
-    best: tuple[float, int, int, int, int, int] | None = None
+    best: tuple[float, int, int, int, int] | None = None
     for tile_x in range(1, min(THREADS, len(x.spans)) + 1):
         columns, across = _extent(x, tile_x, vector)
         for tile_y in range(1, min(THREADS // tile_x, len(y.spans)) + 1):
             rows, down = _extent(y, tile_y, 1)
             nodes = -(-(columns * rows + 1) // 4) * 4
-            # One more array of the size of a class holds the nodes' maxima
-            chunk = min(classes, SHARED_BYTES // (4 * nodes) - 1)
-            if chunk < 1:
+            # One more array of the size of a class holds the nodes' minima
+            shared = 4 * nodes * (classes + 1)
+            if shared > SHARED_BYTES:
                 continue
             threads = -(-tile_x * tile_y // 32) * 32
-            staging = nodes * NODE_COST * (1 if chunk == classes else 3)
-            cost = across * down * (threads * (x.longest + SPAN_OVERHEAD) * y.longest + staging)
+            cost = across * down * (threads * (x.longest + SPAN_OVERHEAD) * y.longest + nodes * NODE_COST)
             if best is None or cost < best[0]:
-                best = (cost, tile_x, tile_y, chunk, (chunk + 1) * nodes * 4, threads)
-    assert best is not None, "a tile of one cell has at most 4 nodes and a vector on each side"
-    _, tile_x, tile_y, chunk, shared, threads = best
+                best = (cost, tile_x, tile_y, shared, threads)
+    assert best is not None, "a tile of one cell fits: 256 classes of two rows of two vectors of nodes"
+    _, tile_x, tile_y, shared, threads = best
     tiles = -(-len(x.spans) // tile_x) * -(-len(y.spans) // tile_y)
-    return Tiling(_on(x, device), _on(y, device), tile_x, tile_y, chunk, shared, threads, tiles)
+    return Tiling(_on(x, device), _on(y, device), tile_x, tile_y, shared, threads, tiles)
 
 
 def _extent(axis: Axis, spans: int, vector: int) -> tuple[int, int]:
-    """Most nodes of any tile of so many spans along this axis, in whole vectors, and how many tiles there are."""
+    """Most nodes, in whole vectors, of any tile of so many spans along this axis; how many tiles it has."""
     firsts = axis.spans[::spans, 2] // vector * vector
     lasts = axis.spans[:, 3][
         torch.arange(spans - 1, len(axis.spans) + spans - 1, spans).clamp(max=len(axis.spans) - 1)

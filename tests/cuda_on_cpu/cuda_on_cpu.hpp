@@ -57,16 +57,18 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace machine {
+struct Place {  // where in the source a thread waits
+  int line;
+};
 uint3 thread_index();
 uint3 block_index();
 uint3 block_size();
 uint3 grid_size();
 void* dynamic_shared();
-void block_barrier(int* counted);  // counted: how many threads came with a predicate, or null
-void warp_barrier(unsigned mask);
-// Lane `source` of the warp gives its value; all 32 lanes must come
-uint64_t exchange(unsigned mask, uint64_t value, int source);
-void exchange_all(unsigned mask, uint64_t value, uint64_t* values);
+void block_barrier(int* counted, int line);  // counted: how many came with a predicate, or null
+void warp_barrier(unsigned mask, int line);
+// Lane by lane what all 32 lanes, who must come to this line, gave
+void exchange_all(unsigned mask, uint64_t value, uint64_t* values, int line);
 // An atomic read and write of `size` bytes: checked, and no race with other atomics
 void atomic(void* address, int size);
 }  // namespace machine
@@ -75,14 +77,16 @@ void atomic(void* address, int size);
 #define blockIdx (machine::block_index())
 #define blockDim (machine::block_size())
 #define gridDim (machine::grid_size())
-inline void __syncthreads() { machine::block_barrier(nullptr); }
-inline int __syncthreads_count(int predicate) {
+// The last parameter of what makes a thread wait
+#define HERE machine::Place at = {__builtin_LINE()}
+inline void __syncthreads(HERE) { machine::block_barrier(nullptr, at.line); }
+inline int __syncthreads_count(int predicate, HERE) {
   int counted = predicate != 0;
-  machine::block_barrier(&counted);
+  machine::block_barrier(&counted, at.line);
   return counted;
 }
-inline int __syncthreads_or(int predicate) { return __syncthreads_count(predicate) > 0; }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { machine::warp_barrier(mask); }
+inline int __syncthreads_or(int predicate, HERE) { return __syncthreads_count(predicate, at) > 0; }
+inline void __syncwarp(unsigned mask = 0xffffffffu, HERE) { machine::warp_barrier(mask, at.line); }
 
 namespace machine {
 template <typename T>
@@ -102,43 +106,46 @@ inline int lane() {
   const uint3 t = thread_index(), n = block_size();
   return static_cast<int>((t.x + n.x * (t.y + n.y * t.z)) % 32);
 }
+// What lane `source` gives; out of the warp, a lane's own
 template <typename T>
-T shuffle(unsigned mask, T value, int source) {
-  return unpack<T>(exchange(mask, pack(value), source));
+T shuffle(unsigned mask, T value, int source, Place at) {
+  uint64_t values[32];
+  exchange_all(mask, pack(value), values, at.line);
+  return source < 0 || source > 31 ? value : unpack<T>(values[source]);
 }
 }  // namespace machine
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source) {
-  return machine::shuffle(mask, value, source % 32);
+T __shfl_sync(unsigned mask, T value, int source, HERE) {
+  return machine::shuffle(mask, value, source & 31, at);
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
-  const int lane = machine::lane(), source = lane - static_cast<int>(delta);
-  return machine::shuffle(mask, value, source < 0 ? lane : source);
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, HERE) {
+  return machine::shuffle(mask, value, machine::lane() - static_cast<int>(delta), at);
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
-  const int lane = machine::lane(), source = lane + static_cast<int>(delta);
-  return machine::shuffle(mask, value, source > 31 ? lane : source);
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, HERE) {
+  return machine::shuffle(mask, value, machine::lane() + static_cast<int>(delta), at);
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int bits) {
-  return machine::shuffle(mask, value, machine::lane() ^ bits);
+T __shfl_xor_sync(unsigned mask, T value, int bits, HERE) {
+  return machine::shuffle(mask, value, machine::lane() ^ bits, at);
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
+inline unsigned __ballot_sync(unsigned mask, int predicate, HERE) {
   uint64_t votes[32];
-  machine::exchange_all(mask, predicate != 0, votes);
+  machine::exchange_all(mask, predicate != 0, votes, at.line);
   unsigned ballot = 0;
   for (int lane = 0; lane < 32; lane++) ballot |= static_cast<unsigned>(votes[lane]) << lane;
   return ballot;
 }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+inline int __any_sync(unsigned mask, int predicate, HERE) { return __ballot_sync(mask, predicate, at) != 0; }
+inline int __all_sync(unsigned mask, int predicate, HERE) {
+  return __ballot_sync(mask, predicate, at) == mask;
+}
 template <typename T>
-unsigned __match_any_sync(unsigned mask, T value) {
+unsigned __match_any_sync(unsigned mask, T value, HERE) {
   uint64_t values[32];
-  machine::exchange_all(mask, machine::pack(value), values);
+  machine::exchange_all(mask, machine::pack(value), values, at.line);
   unsigned same = 0;
   for (int lane = 0; lane < 32; lane++) same |= unsigned(values[lane] == machine::pack(value)) << lane;
   return same;
@@ -166,6 +173,14 @@ inline float __int_as_float(int bits) { return __uint_as_float(static_cast<unsig
 inline int __float_as_int(float value) { return static_cast<int>(__float_as_uint(value)); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  unsigned picked = 0;
+  for (int i = 0; i < 4; i++) {
+    picked |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  }
+  return picked;
+}
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value)); }
 template <typename T>
 T __ldg(const T* address) {
@@ -177,25 +192,33 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 namespace machine {
 inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
 
-// The hardware's approximations are as wrong as NVIDIA says they may be ("CUDA C++ Programming Guide",
-// mathematical functions: exp2f 2 ulp, log2f 1 ulp, __fdividef 2 ulp), by an amount that looks random in the
-// operand.
+// The hardware's approximations are as wrong as NVIDIA says they may be (PTX ISA, ex2, lg2, rcp; "CUDA C++
+// Programming Guide", __fdividef), by an amount that looks random in the operand: in [-1, 1]
+inline float wrongness(float operand) {
+  return static_cast<int>((__float_as_uint(operand) * 2654435761u) >> 8) / 8388608.0f - 1.0f;
+}
 inline float blurred(float value, float operand, int ulps) {
   if (!std::isfinite(value) || value == 0) return value;
-  const unsigned hash = __float_as_uint(operand) * 2654435761u;
-  const int error = static_cast<int>((hash >> 16) % (2 * ulps + 1)) - ulps;
-  return __int_as_float(__float_as_int(value) + error);
+  return __int_as_float(__float_as_int(value) +
+                        static_cast<int>(std::lround(wrongness(operand) * static_cast<float>(ulps))));
 }
 }  // namespace machine
 inline float exp2_approx(float x) {
-  return x == 0 ? 1.0f : machine::flushed(machine::blurred(std::exp2(x), x, 2));
+  const float rounded = static_cast<float>(std::exp2(static_cast<double>(x)));
+  return x == 0 ? 1.0f : machine::flushed(machine::blurred(machine::flushed(rounded), x, 2));
 }
+// To 2^-22: of the logarithm, and near 1 absolutely
 inline float log2_approx(float x) {
-  return x == 1 ? 0.0f : machine::blurred(std::log2(machine::flushed(x)), x, 1);
+  const double exact = std::log2(static_cast<double>(machine::flushed(x)));
+  if (x == 1 || !std::isfinite(exact)) return static_cast<float>(exact);
+  return static_cast<float>(exact + machine::wrongness(x) * 0x1p-22 * std::fmax(1.0, std::fabs(exact)));
 }
+inline float reciprocal_approx(float x) {
+  return machine::flushed(machine::blurred(machine::flushed(1.0f / machine::flushed(x)), x, 1));
+}
+// Its documented flaw: b above 2^126 counts as infinite
 inline float __fdividef(float a, float b) {
-  const float least = std::fabs(b) > 8.5e37f ? 0.0f : a / b;  // its documented flaw above 2^126
-  return std::isnan(b) ? b : machine::blurred(least, a, 2);
+  return machine::blurred(std::fabs(b) > 0x1p126f ? a * std::copysign(0.0f, b) : a / b, a, 2);
 }
 
 inline float from_half(unsigned short bits) { return static_cast<float>(machine::unpack<_Float16>(bits)); }

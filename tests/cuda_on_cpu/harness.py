@@ -18,14 +18,18 @@ from meal_gpu.ops import compile as compiler
 
 HERE = Path(__file__).parent
 BUILD = tempfile.TemporaryDirectory(prefix="meal-gpu-kernels-")
-FLAGS = ("-std=c++20", "-O1", "-mfma", "-mf16c", "-fPIC", "-w")
+# Without -fno-tree-sra, g++ takes vectors apart: no load of 16 bytes would be seen, aligned or not
+FLAGS = ("-std=c++20", "-O1", "-fno-tree-sra", "-mfma", "-mf16c", "-fPIC", "-w")
 LETTERS = {int: "i", float: "f", torch.Tensor: "p", type(None): "p", compiler.Int64: "l"}
+
+# Name and bound on the threads of each entry point
+ENTRY = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\((\d+)[^)]*\)\s+)?(\w+)\(')
 
 # Tests may change the source before it is compiled (mutations), and the order in which threads run
 edit: Callable[[str], str] | None = None
 reversed_order = False
-# Bytes read and written by the launches so far, by entry point
-traffic: dict[str, tuple[int, int]] = {}
+# Bytes read from and written to each tensor by the last launch of an entry point
+traffic: dict[str, list[tuple[int, int]]] = {}
 
 
 class KernelError(AssertionError):
@@ -47,7 +51,7 @@ def _gpp(*arguments: str) -> None:
 
 @cache
 def _library(source: str, defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
-    entries = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', source)
+    entries = [entry for _, entry in ENTRY.findall(source)]
     calls = "".join(f"ENTRY({entry})\n" for entry in entries)
     stem = Path(BUILD.name) / f"{abs(hash((source, defines))):x}"
     code = stem.with_suffix(".cpp")
@@ -74,9 +78,28 @@ def launch(
     shared: int = 0,
 ) -> None:
     source = compiler.source(file)
-    library = _library(edit(source) if edit else source, tuple(sorted(defines.items())))
+    if edit:
+        source = edit(source)
+    launch_source(source, entry, arguments, defines=defines, grid=grid, block=block, shared=shared)
+
+
+def launch_source(
+    source: str,
+    entry: str,
+    arguments: tuple[compiler.Argument, ...],
+    *,
+    defines: dict[str, int] | None = None,
+    grid: int = 1,
+    block: int = 32,
+    shared: int = 0,
+) -> None:
+    """`launch` of CUDA source that is no file of kernels/."""
+    library = _library(source, tuple(sorted((defines or {}).items())))
+    bound = {name: int(bound or 1024) for bound, name in ENTRY.findall(source)}[entry]
+    if block > bound:
+        raise KernelError(f"{entry} is compiled for {bound} threads, was launched with {block}")
     expected = getattr(library, f"signature_{entry}")().decode()
-    given = "".join(LETTERS[type(argument)] for argument in arguments)
+    given = "".join(LETTERS.get(type(argument), "?") for argument in arguments)
     if given != expected:
         raise KernelError(f"{entry} takes {expected}, was given {given}")
     values: list[ctypes._SimpleCData] = []  # type: ignore[type-arg]
@@ -101,7 +124,7 @@ def launch(
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     begins = (ctypes.c_void_p * len(buffers))(*(begin for begin, _ in buffers))
     sizes = (ctypes.c_size_t * len(buffers))(*(size for _, size in buffers))
-    moved = (ctypes.c_uint64 * 2)()
+    moved = (ctypes.c_uint64 * (2 * len(buffers)))()
     fault = library.launch(
         ctypes.cast(getattr(library, f"call_{entry}"), ctypes.c_void_p),
         pointers,
@@ -116,5 +139,4 @@ def launch(
     )
     if fault is not None:
         raise KernelError(f"{entry}: {fault.decode()}")
-    before = traffic.get(entry, (0, 0))
-    traffic[entry] = (before[0] + moved[0], before[1] + moved[1])
+    traffic[entry] = list(zip(moved[::2], moved[1::2], strict=True))

@@ -267,8 +267,6 @@ def test_a_missing_gpu_is_an_error(images: list[Path]) -> None:
 def test_the_gpu_pipeline_equals_the_cpu_one(
     images: list[Path], labels: list[Path], tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     grid = Grid(2, 2, *size)
     jpeg = tmp_path / "x.jpg"
     smooth_image(SIZE).save(jpeg, quality=95)

@@ -19,16 +19,32 @@ def scene(images: int, height: int, width: int) -> tuple[torch.Tensor, torch.Ten
     return pixels, torch.randint(19, (images, height, width), generator=generator, dtype=torch.uint8)
 
 
-def by_slicing(images: torch.Tensor, labels: torch.Tensor, patch: int, grid: Grid) -> tuple[np.ndarray, ...]:
+def by_slicing(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    patch: int,
+    grid: Grid,
+    padded: tuple[int, int] | None = None,
+    void: int = VOID,
+) -> tuple[np.ndarray, ...]:
     """One patch in float64 numpy, padded as the Protocol says."""
     image = int(grid.locate(patch)[0])
     left, top, right, bottom = grid.boxes([patch])[0]
-    pixels = np.zeros((3, grid.patch_height, grid.patch_width))
-    ids = np.full((grid.patch_height, grid.patch_width), VOID)
+    height, width = padded or (grid.patch_height, grid.patch_width)
+    pixels = np.zeros((3, height, width))
+    ids = np.full((height, width), void)
     scaled = (images[image, top:bottom, left:right].numpy() / 255 - np.array(MEAN)) / np.array(STD)
     pixels[:, : bottom - top, : right - left] = scaled.transpose(2, 0, 1)
     ids[: bottom - top, : right - left] = labels[image, top:bottom, left:right].numpy()
     return pixels, ids
+
+
+def assert_rounded_once(actual: torch.Tensor, expected: np.ndarray, error: float) -> None:
+    """Wrong by `error`, relative above 1, and half types by half a unit in the last place more."""
+    allowed = error * np.maximum(1, np.abs(expected))
+    if actual.dtype != torch.float32:
+        allowed += torch.finfo(actual.dtype).eps / 2 * 2.0 ** (np.frexp(expected)[1] - 1)
+    assert (np.abs(actual.double().numpy() - expected) <= allowed).all()
 
 
 def gather(images: torch.Tensor, labels: torch.Tensor | None, patches: torch.Tensor, grid: Grid) -> Patches:
@@ -104,3 +120,49 @@ def test_pixels_are_channels_last_as_convolutions_like_them() -> None:
     images, labels = scene(2, 6, 8)
     pixels, _ = gather(images, labels, torch.arange(8), Grid(2, 2, 6, 8))
     assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("padded", [None, (3, 3), (3, 4), (5, 3), (16, 16)], ids=str)
+def test_padding_type_and_layout(
+    padded: tuple[int, int] | None, dtype: torch.dtype, channels_last: bool
+) -> None:
+    grid = Grid(2, 3, 5, 7)
+    images, labels = scene(2, 5, 7)
+    pixels, truth = reference.gather_patches(
+        images, labels, torch.arange(12), grid, MEAN, STD, VOID,
+        padded=padded, dtype=dtype, channels_last=channels_last,
+    )  # fmt: skip
+    assert truth is not None
+    assert pixels.dtype == dtype
+    assert pixels.shape == (12, 3, *(padded or (3, 3)))
+    assert truth.shape == (12, *(padded or (3, 3)))
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    assert pixels.is_contiguous(memory_format=memory)
+    for patch in range(12):
+        expected, expected_truth = by_slicing(images, labels, patch, grid, padded)
+        assert_rounded_once(pixels[patch], expected, 1e-6)
+        assert (truth[patch].numpy() == expected_truth).all()
+        assert not pixels[patch][:, expected_truth == VOID].any()
+
+
+def test_padding_holds_nothing_of_the_neighbouring_patch() -> None:
+    images = torch.full((1, 4, 6, 3), 255, dtype=torch.uint8)
+    labels = torch.zeros(1, 4, 6, dtype=torch.uint8)
+    pixels, truth = reference.gather_patches(
+        images, labels, torch.tensor([0]), Grid(2, 2, 4, 6), MEAN, STD, VOID, padded=(3, 5)
+    )
+    assert truth is not None
+    assert truth[0].tolist() == [[0, 0, 0, 255, 255], [0, 0, 0, 255, 255], [255] * 5]
+    assert ((pixels[0] != 0) == (truth[0] != 255)).all()
+
+
+def test_every_type_is_the_rounded_float32() -> None:
+    images, _ = scene(1, 16, 16)
+    exact = gather(images, None, torch.tensor([0]), Grid(1, 1, 16, 16)).pixels
+    for dtype in (torch.float16, torch.bfloat16):
+        pixels, _ = reference.gather_patches(
+            images, None, torch.tensor([0]), Grid(1, 1, 16, 16), MEAN, STD, VOID, dtype=dtype
+        )
+        assert torch.equal(pixels, exact.to(dtype))

@@ -15,6 +15,49 @@ from meal_gpu.ops.public import kmeans_plusplus
 
 LINE = torch.tensor([[0.0], [1.0], [3.0]])
 NEARLY_1 = math.nextafter(1.0, 0.0)
+# points, uniforms, and the rows that they pick
+DRAWS = [
+    # the first draw is uniform: thirds of [0, 1)
+    (LINE, [0.0], [0]),
+    (LINE, [0.33], [0]),
+    (LINE, [0.34], [1]),
+    (LINE, [0.67], [2]),
+    (LINE, [NEARLY_1], [2]),
+    # after row 0 the squared distances are 0, 1, 9: row 1 has the first tenth
+    (LINE, [0.0, 0.0], [0, 1]),
+    (LINE, [0.0, 0.099], [0, 1]),
+    (LINE, [0.0, 0.101], [0, 2]),
+    (LINE, [0.0, NEARLY_1], [0, 2]),
+    # after row 1: 1, 0, 4
+    (LINE, [0.5, 0.19], [1, 0]),
+    (LINE, [0.5, 0.21], [1, 2]),
+    # after row 2: 9, 4, 0; then after row 0 as well: 0, 1, 0
+    (LINE, [0.9, 0.6], [2, 0]),
+    (LINE, [0.9, 0.7], [2, 1]),
+    (LINE, [0.9, 0.6, 0.0], [2, 0, 1]),
+    (LINE, [0.9, 0.6, NEARLY_1], [2, 0, 1]),
+    # points that coincide with a centre weigh nothing until all others are taken
+    (torch.tensor([[5.0], [5.0], [5.0], [9.0]]), [0.0, 0.0, 0.0, 0.0], [0, 3, 1, 2]),
+    (torch.tensor([[5.0], [5.0], [5.0], [9.0]]), [0.3, 0.5, 0.99, 0.5], [1, 3, 2, 0]),
+    # all coincide: uniform over the free ones, halves after the first of three
+    (torch.ones(3, 4), [0.5, 0.4, 0.0], [1, 0, 2]),
+    (torch.ones(3, 4), [0.5, 0.6, NEARLY_1], [1, 2, 0]),
+    (torch.ones(1, 4), [NEARLY_1], [0]),
+    # points without coordinates coincide too
+    (torch.ones(3, 0), [0.0, 0.0, 0.0], [0, 1, 2]),
+    # squares that overflow float64 leave the free points equally likely
+    (torch.tensor([[0.0], [1e200], [-1e200]], dtype=torch.float64), [0.0, 0.6, 0.0], [0, 2, 1]),
+]
+# centres that there are already, uniforms, and the rows of LINE that they pick
+CONDITIONED_DRAWS = [
+    # a labelled point at 0 makes the first draw a D² draw: weights 0, 1, 9
+    ([[0.0]], [0.0], [1]),
+    ([[0.0]], [0.5], [2]),
+    ([[3.0], [0.0]], [0.0], [1]),
+    ([[3.0], [0.0]], [NEARLY_1], [1]),
+    ([[1.0], [3.0], [0.0]], [0.5], [1]),  # nothing is left to cover: uniform
+    ([[2.0]], [0.0, 0.0], [0, 1]),  # weights 4, 1, 1, then 0, 1, 1
+]
 
 
 def draw(points: torch.Tensor, uniforms: list[float], chosen: torch.Tensor | None = None) -> list[int]:
@@ -36,57 +79,12 @@ def potential(points: np.ndarray, rows: np.ndarray) -> float:
     return float(((points[:, None] - points[rows]) ** 2).sum(-1).min(1).sum())
 
 
-@pytest.mark.parametrize(
-    ("points", "uniforms", "expected"),
-    [
-        # the first draw is uniform: thirds of [0, 1)
-        (LINE, [0.0], [0]),
-        (LINE, [0.33], [0]),
-        (LINE, [0.34], [1]),
-        (LINE, [0.67], [2]),
-        (LINE, [NEARLY_1], [2]),
-        # after row 0 the squared distances are 0, 1, 9: row 1 has the first tenth
-        (LINE, [0.0, 0.0], [0, 1]),
-        (LINE, [0.0, 0.099], [0, 1]),
-        (LINE, [0.0, 0.101], [0, 2]),
-        (LINE, [0.0, NEARLY_1], [0, 2]),
-        # after row 1: 1, 0, 4
-        (LINE, [0.5, 0.19], [1, 0]),
-        (LINE, [0.5, 0.21], [1, 2]),
-        # after row 2: 9, 4, 0; then after row 0 as well: 0, 1, 0
-        (LINE, [0.9, 0.6], [2, 0]),
-        (LINE, [0.9, 0.7], [2, 1]),
-        (LINE, [0.9, 0.6, 0.0], [2, 0, 1]),
-        (LINE, [0.9, 0.6, NEARLY_1], [2, 0, 1]),
-        # points that coincide with a centre weigh nothing until all others are taken
-        (torch.tensor([[5.0], [5.0], [5.0], [9.0]]), [0.0, 0.0, 0.0, 0.0], [0, 3, 1, 2]),
-        (torch.tensor([[5.0], [5.0], [5.0], [9.0]]), [0.3, 0.5, 0.99, 0.5], [1, 3, 2, 0]),
-        # all coincide: uniform over the free ones, halves after the first of three
-        (torch.ones(3, 4), [0.5, 0.4, 0.0], [1, 0, 2]),
-        (torch.ones(3, 4), [0.5, 0.6, NEARLY_1], [1, 2, 0]),
-        (torch.ones(1, 4), [NEARLY_1], [0]),
-        # points without coordinates coincide too
-        (torch.ones(3, 0), [0.0, 0.0, 0.0], [0, 1, 2]),
-        # squares that overflow float64 leave the free points equally likely
-        (torch.tensor([[0.0], [1e200], [-1e200]], dtype=torch.float64), [0.0, 0.6, 0.0], [0, 2, 1]),
-    ],
-)
+@pytest.mark.parametrize(("points", "uniforms", "expected"), DRAWS)
 def test_draws_by_hand(points: torch.Tensor, uniforms: list[float], expected: list[int]) -> None:
     assert draw(points, uniforms) == expected
 
 
-@pytest.mark.parametrize(
-    ("chosen", "uniforms", "expected"),
-    [
-        # a labelled point at 0 makes the first draw a D² draw: weights 0, 1, 9
-        ([[0.0]], [0.0], [1]),
-        ([[0.0]], [0.5], [2]),
-        ([[3.0], [0.0]], [0.0], [1]),
-        ([[3.0], [0.0]], [NEARLY_1], [1]),
-        ([[1.0], [3.0], [0.0]], [0.5], [1]),  # nothing is left to cover: uniform
-        ([[2.0]], [0.0, 0.0], [0, 1]),  # weights 4, 1, 1, then 0, 1, 1
-    ],
-)
+@pytest.mark.parametrize(("chosen", "uniforms", "expected"), CONDITIONED_DRAWS)
 def test_labelled_points_count_as_centres(
     chosen: list[list[float]], uniforms: list[float], expected: list[int]
 ) -> None:

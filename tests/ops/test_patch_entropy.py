@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
-from meal_gpu.ops import reference
+from meal_gpu.ops import MEASURES, reference
 from meal_gpu.ops.public import patch_entropy
 
 # (logits' h, w), (padded H', W'), grid over the (H, W) that count
@@ -73,6 +73,39 @@ def test_hand_computed_patches() -> None:
     )
     mean = (math.log(2) + three_to_one) / 2
     torch.testing.assert_close(patch_entropy(logits, grid=(2, 1)), torch.tensor([[mean, mean]]))
+
+
+@pytest.mark.parametrize(
+    ("measure", "temperature", "expected"),
+    [
+        # p = 0.6, 0.3, 0.1; at temperature 1/2 it is 36/46, 9/46, 1/46
+        ("entropy", 1.0, -(0.6 * math.log(0.6) + 0.3 * math.log(0.3) + 0.1 * math.log(0.1))),
+        ("margin", 1.0, 0.7),
+        ("least-confidence", 1.0, 0.4),
+        ("margin", 0.5, 1 - 27 / 46),
+        ("least-confidence", 0.5, 10 / 46),
+    ],
+)
+def test_measures_by_hand(measure: str, temperature: float, expected: float) -> None:
+    logits = torch.tensor([0.3, 0.6, 0.1]).log().view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    scores = patch_entropy(logits, size=(16, 16), measure=measure, temperature=temperature)
+    torch.testing.assert_close(scores, torch.full((2, 16), expected))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_one_class_is_certain(measure: str) -> None:
+    assert torch.equal(patch_entropy(torch.ones(1, 1, 4, 4), measure=measure), torch.zeros(1, 16))
+
+
+def test_only_valid_pixels_count() -> None:
+    logits = random_logits(2, 5, 4, 6)
+    valid = torch.zeros(4, 6, dtype=torch.uint8)
+    valid[0, :2], valid[3, 5] = 1, 7
+    each = patch_entropy(logits, grid=(4, 6)).view(2, 4, 6)
+    expected = torch.stack([each[:, 0, :2].mean(1), *2 * [torch.zeros(2)], each[:, 3, 5]], dim=1)
+    scores = patch_entropy(logits, grid=(2, 2), valid=valid)
+    torch.testing.assert_close(scores, expected)
+    assert torch.equal(patch_entropy(logits, grid=(2, 2), valid=valid.bool()), scores)
 
 
 def test_patches_are_in_the_order_of_the_grid() -> None:
@@ -247,11 +280,14 @@ def test_no_full_size_tensor_of_all_classes_is_made() -> None:
         (torch.zeros(1, 2, 4, 4), {"size": (3, 8)}, ("(3, 8)", "(4, 4)")),
         (torch.zeros(1, 2, 4, 4), {"grid": (5, 4)}, ("5 rows", "4 pixels")),
         (torch.zeros(1, 2, 4, 4), {"grid": (0, 4)}, ("0 rows",)),
+        (torch.zeros(1, 2, 4, 4), {"measure": "bald"}, ("'bald'", "entropy, margin, least-confidence")),
+        (torch.zeros(1, 2, 4, 4), {"temperature": 0.0}, ("positive", "0.0")),
+        (torch.zeros(1, 2, 4, 4), {"temperature": math.nan}, ("positive", "nan")),
+        (torch.zeros(1, 2, 4, 4), {"valid": torch.ones(4, 5, dtype=torch.uint8)}, ("[4, 4]", "[4, 5]")),
+        (torch.zeros(1, 2, 4, 4), {"valid": torch.ones(4, 4)}, ("uint8 or bool", "torch.float32")),
     ],
 )
-def test_wrong_input_is_named(
-    logits: torch.Tensor, arguments: dict[str, tuple[int, int]], told: tuple[str, ...]
-) -> None:
+def test_wrong_input_is_named(logits: torch.Tensor, arguments: dict[str, Any], told: tuple[str, ...]) -> None:
     with pytest.raises(InputError) as error:
         patch_entropy(logits, **arguments)
     assert all(part in str(error.value) for part in told)
