@@ -46,17 +46,25 @@ def _dali() -> str:
     import tempfile
     from pathlib import Path
 
-    import numpy as np
+    import torch
     from PIL import Image
 
-    from meal_gpu.data import Loader
+    from meal_gpu.images.loader import Loader
+
+    def decode(path: Path, device: str) -> None:
+        Image.new("RGB", (16, 16), (128, 128, 128)).save(path)
+        (batch,) = Loader([path], (16, 16), device=device)
+        # Decoders of JPEG may round differently
+        close = bool(((batch.int() - 128).abs() <= 2).all())
+        assert close, f"a pixel of a {path.suffix[1:].upper()} file decoded on the {device} device is wrong"
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.png"
-        Image.fromarray(np.full((16, 16, 3), 7, np.uint8)).save(path)
-        batch = next(iter(Loader([path], (16, 16))))
-        assert bool((batch == 7).all()), "a decoded pixel is wrong"
-    return "decodes on the CPU"
+        decode(Path(folder) / "probe.png", "cpu")
+        if not torch.cuda.is_available():
+            return "decodes on the CPU"
+        # PNG has no decoder on the GPU; JPEG shows whether the mixed one works
+        decode(Path(folder) / "probe.jpg", "cuda")
+    return "decodes on the CPU and, by the mixed decoder, on the GPU"
 
 
 def _cupy() -> str:
@@ -74,22 +82,39 @@ def _cuml() -> str:
 
 
 def _cudf() -> str:
-    import cudf
+    import torch
 
-    return f"sum of a GPU column is {int(cudf.Series([1, 2]).sum())}"
+    from meal_gpu.grid import Grid
+    from meal_gpu.ledger import Ledger
+
+    ledger = Ledger.create(Grid(2, 2, 4, 4), ["probe"], device="cuda")
+    ledger.label(torch.tensor([1]), step=0)
+    assert ledger.unlabelled().tolist() == [0, 2, 3], (
+        "a ledger on the GPU does not find its unlabelled patches"
+    )
+    return "a ledger on the GPU finds its unlabelled patches"
 
 
 _EXTRA = "pip install 'meal-gpu[cuda13]' on a machine with an NVIDIA GPU"
+# Part, package, probe, what it speeds up and how, fix
 _PARTS: tuple[tuple[str, str, Callable[[], str], str, str], ...] = (
-    ("torch", "torch", _torch, "the networks and the reference ops", "pip install torch"),
-    ("segmentation-models-pytorch", "segmentation-models-pytorch", _smp, "DeepLabV3+",
+    ("torch", "torch", _torch, "the networks of every stage, and the reference ops",
+     "pip install torch"),
+    ("segmentation-models-pytorch", "segmentation-models-pytorch", _smp, "the network",
      "pip install segmentation-models-pytorch"),
-    ("umap-learn", "umap-learn", _umap, "the manifold on the CPU", "pip install umap-learn"),
-    ("DALI", "nvidia-dali-cuda130", _dali, "decoding; on a GPU, JPEG in hardware",
+    ("umap-learn", "umap-learn", _umap, "the manifold and the query's embedding, on the CPU",
+     "pip install umap-learn"),
+    ("DALI", "nvidia-dali-cuda130", _dali,
+     "loading, before the query, by decoding many images at once, JPEG on the GPU where there is one",
      "pip install nvidia-dali-cuda130"),
-    ("CuPy", "cupy-cuda13x", _cupy, "the fused kernels: entropy, gather, K-Means++, confusion", _EXTRA),
-    ("cuML", "cuml-cu13", _cuml, "the manifold on the GPU", _EXTRA),
-    ("cuDF", "cudf-cu13", _cudf, "the ledger on the GPU", _EXTRA),
+    ("CuPy", "cupy-cuda13x", _cupy,
+     "the query's scores, patches and choice, and evaluation, by one fused kernel in place of many torch "
+     "operations that each read and write GPU memory", _EXTRA),
+    ("cuML", "cuml-cu13", _cuml,
+     "the manifold and the query's embedding, by UMAP on the GPU in place of the CPU", _EXTRA),
+    ("cuDF", "cudf-cu13", _cudf,
+     "the ledger, before and after the query, by columns that stay on the GPU and are searched there",
+     _EXTRA),
 )  # fmt: skip
 
 
@@ -100,7 +125,7 @@ def examine() -> list[Finding]:
         try:
             version = metadata.version(package)
         except metadata.PackageNotFoundError:
-            findings.append(Finding(part, None, None, f"not installed; would serve {purpose}", fix))
+            findings.append(Finding(part, None, None, f"not installed; would speed up {purpose}", fix))
             continue
         try:
             findings.append(Finding(part, version, True, f"{purpose}: {probe()}", ""))

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
+from meal_gpu import frame as frames
 from meal_gpu.errors import InputError, RunError
+from meal_gpu.frame import Frame
 from meal_gpu.grid import Grid
 
 UNLABELLED = -1
@@ -22,44 +21,57 @@ class Ledger:
     """Rows are in the order of the patch ids: `patch` int64, `image` int32, `row` and `column` int16,
     `step` int16 (-1: unlabelled, 0: initial, k: labelled by the k-th query), `score` float32 and
     `embedding_0`, `embedding_1`, ... float32 (NaN where not known).
+
+    Attributes:
+        frame: the table, in pandas on the CPU and in cuDF on a GPU.
+        grid: the patches of an image.
+        names: the images.
     """
 
-    def __init__(self, frame: pd.DataFrame, grid: Grid, names: tuple[str, ...]) -> None:
+    def __init__(self, frame: Frame, grid: Grid, names: tuple[str, ...]) -> None:
         self.frame = frame
         self.grid = grid
         self.names = names
 
     @classmethod
-    def create(cls, grid: Grid, names: Sequence[str]) -> "Ledger":
-        """A ledger of len(names) images with nothing labelled."""
+    def create(cls, grid: Grid, names: Sequence[str], *, device: str | torch.device = "cpu") -> "Ledger":
+        """A ledger of len(names) images with nothing labelled.
+
+        Raises:
+            UnavailableError: `device` is a GPU that is not there, or for which cuDF is not installed.
+        """
         patches = np.arange(len(names) * grid.patches_per_image)
-        image, row, column = grid.locate(patches)
-        frame = pd.DataFrame(
-            {
-                "patch": patches,
-                "image": image.astype(np.int32),
-                "row": row.astype(np.int16),
-                "column": column.astype(np.int16),
-                "step": np.full(len(patches), UNLABELLED, dtype=np.int16),
-                "score": np.full(len(patches), np.nan, dtype=np.float32),
-            }
-        )
-        return cls(frame, grid, tuple(names))
+        image, row, column = (torch.from_numpy(values) for values in grid.locate(patches))
+        step = torch.full((len(patches),), UNLABELLED, dtype=torch.int16)
+        score = torch.full((len(patches),), torch.nan, dtype=torch.float32)
+        columns = {
+            "patch": torch.from_numpy(patches), "image": image.int(), "row": row.short(),
+            "column": column.short(), "step": step, "score": score,
+        }  # fmt: skip
+        return cls(frames.build(columns, torch.device(device)), grid, tuple(names))
 
     def __len__(self) -> int:
         return len(self.frame)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the frame lies, and the tensors that it gives."""
+        return frames.device_of(self.frame)
+
     def labelled(self) -> torch.Tensor:
-        """[L] int64, ascending."""
-        return self._where(self.frame["step"].to_numpy() != UNLABELLED)
+        """[L] int64, ascending. The host waits for it."""
+        return (self._steps() != UNLABELLED).nonzero().flatten()
 
     def unlabelled(self) -> torch.Tensor:
-        """[U] int64, ascending."""
-        return self._where(self.frame["step"].to_numpy() == UNLABELLED)
+        """[U] int64, ascending. The host waits for it."""
+        return (self._steps() == UNLABELLED).nonzero().flatten()
 
-    @staticmethod
-    def _where(mask: NDArray[np.bool_]) -> torch.Tensor:
-        return torch.from_numpy(np.flatnonzero(mask).astype(np.int64))
+    def _steps(self) -> torch.Tensor:
+        return frames.tensor(self.frame["step"])
+
+    def last_step(self) -> int:
+        """The newest step that labelled a patch; -1 where none is labelled."""
+        return int(self.frame["step"].max())
 
     def label(self, patches: torch.Tensor, step: int) -> None:
         """Mark [n] distinct, unlabelled patches as labelled at `step`.
@@ -67,30 +79,31 @@ class Ledger:
         Raises:
             InputError: a patch that is not in the pool, is given twice, or is labelled already.
         """
-        ids = patches.cpu().numpy()
+        steps = self._steps().clone()
+        ids = patches.to(steps.device)
         if len(ids) == 0:
             return
-        if ids.min() < 0 or ids.max() >= len(self):
-            raise InputError(f"patch ids go from 0 to {len(self) - 1}; got {ids.min()} to {ids.max()}")
-        if len(np.unique(ids)) != len(ids):
+        least, greatest = int(ids.min()), int(ids.max())
+        if least < 0 or greatest >= len(self):
+            raise InputError(f"patch ids go from 0 to {len(self) - 1}; got {least} to {greatest}")
+        if len(torch.unique(ids)) != len(ids):
             raise InputError("a patch is given twice")
-        steps = self.frame["step"].to_numpy(copy=True)
-        if (taken := ids[steps[ids] != UNLABELLED]).size:
-            raise InputError(f"patch {taken[0]} is labelled since step {steps[taken[0]]}")
+        if len(taken := ids[steps[ids] != UNLABELLED]):
+            raise InputError(f"patch {int(taken[0])} is labelled since step {int(steps[taken[0]])}")
         steps[ids] = step
-        self.frame["step"] = steps
+        self.frame["step"] = frames.column(steps)
 
     def set_scores(self, scores: torch.Tensor) -> None:
         """[len(self)] float32: the newest scores of the whole pool."""
-        self.frame["score"] = scores.float().cpu().numpy()
+        self.frame["score"] = frames.column(scores.detach().to(self.device, torch.float32, copy=True))
 
     def set_embedding(self, patches: torch.Tensor, embedding: torch.Tensor) -> None:
         """Store [M, d] coordinates of [M] patches; every other patch has none (NaN)."""
-        rows = patches.cpu().numpy()
-        for axis, values in enumerate(embedding.float().cpu().numpy().T):
-            column = np.full(len(self), np.nan, np.float32)
+        rows = patches.to(self.device)
+        for axis, values in enumerate(embedding.detach().to(rows.device, torch.float32).T):
+            column = torch.full((len(self),), torch.nan, dtype=torch.float32, device=rows.device)
             column[rows] = values
-            self.frame[f"embedding_{axis}"] = column
+            self.frame[f"embedding_{axis}"] = frames.column(column)
 
     def write(self, path: Path) -> None:
         """Write Parquet; grid, image size and image names go into the file's metadata."""
@@ -100,16 +113,21 @@ class Ledger:
             "size": [grid.height, grid.width],
             "images": self.names,
         }
-        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        table = frames.to_arrow(self.frame)
         pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta).encode()}), path)
 
     @classmethod
-    def read(cls, path: Path) -> "Ledger":
-        """Read what `write` wrote. Raises RunError naming the file where it is something else."""
+    def read(cls, path: Path, *, device: str | torch.device = "cpu") -> "Ledger":
+        """Read what `write` wrote, from whichever device.
+
+        Raises:
+            RunError: the file, which is named, is something else.
+            UnavailableError: `device` is a GPU that is not there, or for which cuDF is not installed.
+        """
         try:
             table = pq.read_table(path)
             meta = json.loads((table.schema.metadata or {})[_META])
             grid, names = Grid(*meta["grid"], *meta["size"]), tuple(meta["images"])
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{path}: not a ledger of meal-gpu: {error!r}") from error
-        return cls(table.to_pandas(), grid, names)
+        return cls(frames.from_arrow(table, torch.device(device)), grid, names)

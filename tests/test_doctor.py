@@ -2,9 +2,13 @@
 
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from meal_gpu import doctor
 from meal_gpu.doctor import Finding, examine
@@ -24,8 +28,8 @@ def test_every_part_is_looked_at_once(findings: dict[str, Finding]) -> None:
     ("part", "told"),
     [
         ("torch", "the reference ops"),
-        ("segmentation-models-pytorch", "DeepLabV3+ MobileNetV2, 4.4 M parameters"),
-        ("umap-learn", "gave (64, 2)"),
+        ("segmentation-models-pytorch", "the network: DeepLabV3+ MobileNetV2, 4.4 M parameters"),
+        ("umap-learn", "the query's embedding, on the CPU: fits and transforms on the CPU, gave (64, 2)"),
         ("DALI", "decodes on the CPU"),
     ],
 )
@@ -38,11 +42,50 @@ def test_what_every_installation_has_works(part: str, told: str, findings: dict[
     assert finding.version[0].isdigit()
 
 
-@pytest.mark.parametrize("part", ["CuPy", "cuML", "cuDF"])
-def test_what_needs_a_gpu_works_or_has_a_fix(part: str, findings: dict[str, Finding]) -> None:
+@pytest.mark.parametrize(
+    ("part", "stage"),
+    [
+        ("CuPy", "the query's scores, patches and choice, and evaluation, by one fused kernel"),
+        ("cuML", "the manifold and the query's embedding, by UMAP on the GPU"),
+        ("cuDF", "the ledger, before and after the query, by columns that stay on the GPU"),
+    ],
+)
+def test_what_needs_a_gpu_works_or_has_a_fix(part: str, stage: str, findings: dict[str, Finding]) -> None:
     finding = findings[part]
+    assert stage in finding.detail
     assert finding.works or "pip install 'meal-gpu[cuda13]'" in finding.fix
     assert (finding.works is None) == (finding.version is None)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_gpus_own_decoder_is_tried_where_there_is_one(
+    gpu: bool, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, str]] = []
+
+    def loader(paths: list[Path], size: tuple[int, int], *, device: str) -> list[torch.Tensor]:
+        tried.append((paths[0].suffix, device))
+        with Image.open(paths[0]) as image:
+            pixels = torch.from_numpy(np.array(image))[None]
+        return [pixels + 9 if broken and device == "cuda" else pixels]
+
+    monkeypatch.setattr("meal_gpu.images.loader.Loader", loader)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    finding = one(monkeypatch, "torch", doctor._dali)
+    assert tried == [(".png", "cpu"), (".jpg", "cuda")][: 1 + gpu]
+    assert finding.works is not (gpu and broken)
+    assert ("a pixel of a JPG file decoded on the cuda device is wrong" in finding.detail) == (gpu and broken)
+    assert ("by the mixed decoder, on the GPU" in finding.detail) == (gpu and not broken)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("part", "package"), [("DALI", "nvidia.dali"), ("CuPy", "cupy"), ("cuML", "cuml"), ("cuDF", "cudf")]
+)
+def test_on_a_gpu_what_is_installed_works(part: str, package: str, findings: dict[str, Finding]) -> None:
+    pytest.importorskip(package)
+    assert findings[part].works, findings[part].detail
 
 
 def one(monkeypatch: pytest.MonkeyPatch, package: str, probe: object) -> Finding:
@@ -53,7 +96,9 @@ def one(monkeypatch: pytest.MonkeyPatch, package: str, probe: object) -> Finding
 
 def test_a_part_that_is_not_installed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = one(monkeypatch, "no-such-package-on-earth", lambda: "never called")
-    assert finding == Finding("Part", None, None, "not installed; would serve its purpose", "pip install it")
+    assert finding == Finding(
+        "Part", None, None, "not installed; would speed up its purpose", "pip install it"
+    )
 
 
 @pytest.mark.parametrize(

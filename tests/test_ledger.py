@@ -1,7 +1,9 @@
 """The table of the pool: who is labelled since which step."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meal_gpu import frame as frames
 from meal_gpu.errors import InputError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import UNLABELLED, Ledger
@@ -20,9 +23,55 @@ GRID = Grid(2, 3, 5, 7)
 NAMES = ("aachen/a.png", "ulm/ü <b>.png")
 
 
+class StandInSeries:
+    """As much of cudf.Series as frame.py uses, in host memory: the other half of it runs without a GPU."""
+
+    def __init__(self, values: torch.Tensor, *, nan_as_null: bool) -> None:
+        assert nan_as_null is False
+        self.values = values.numpy()
+
+
+class StandInFrame:
+    def __init__(self, series: dict[str, StandInSeries]) -> None:
+        self._series = dict(series)
+
+    @property
+    def columns(self) -> pd.Index:
+        return pd.Index(self._series)
+
+    def __len__(self) -> int:
+        return len(self._series["patch"].values)
+
+    def __getitem__(self, name: str) -> StandInSeries:
+        return self._series[name]
+
+    def __setitem__(self, name: str, series: StandInSeries) -> None:
+        assert len(series.values) == len(self)
+        self._series[name] = series
+
+
+@pytest.fixture(scope="module", params=["cpu", "stand-in", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where a ledger lies: in pandas, in a stand-in for cuDF, or in cuDF."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "stand-in":
+            standin = SimpleNamespace(Series=StandInSeries, DataFrame=StandInFrame)
+            patch.setattr(frames, "library", lambda device: standin)
+        elif request.param == "cuda":
+            pytest.importorskip("cudf")
+        yield "cuda" if request.param == "cuda" else "cpu"
+
+
 @pytest.fixture
-def ledger() -> Ledger:
-    return Ledger.create(GRID, NAMES)
+def ledger(device: str) -> Ledger:
+    return Ledger.create(GRID, NAMES, device=device)
+
+
+def table(ledger: Ledger) -> pd.DataFrame:
+    """The frame in pandas, from its tensors: NaN stays NaN, and dtypes are what they are."""
+    return pd.DataFrame(
+        {name: frames.tensor(ledger.frame[name]).cpu().numpy() for name in ledger.frame.columns}
+    )
 
 
 def ids(*patches: int) -> torch.Tensor:
@@ -31,28 +80,28 @@ def ids(*patches: int) -> torch.Tensor:
 
 def test_a_new_ledger(ledger: Ledger) -> None:
     assert len(ledger) == 12
-    assert {column: str(kind) for column, kind in ledger.frame.dtypes.items()} == {
+    assert {column: str(kind) for column, kind in table(ledger).dtypes.items()} == {
         "patch": "int64", "image": "int32", "row": "int16", "column": "int16", "step": "int16",
         "score": "float32",
     }  # fmt: skip
-    assert ledger.frame["patch"].tolist() == list(range(12))
-    assert ledger.frame["image"].tolist() == 6 * [0] + 6 * [1]
-    assert ledger.frame["row"].tolist() == 2 * (3 * [0] + 3 * [1])
-    assert ledger.frame["column"].tolist() == 4 * [0, 1, 2]
-    assert (ledger.frame["step"] == UNLABELLED).all()
-    assert ledger.frame["score"].isna().all()
+    assert table(ledger)["patch"].tolist() == list(range(12))
+    assert table(ledger)["image"].tolist() == 6 * [0] + 6 * [1]
+    assert table(ledger)["row"].tolist() == 2 * (3 * [0] + 3 * [1])
+    assert table(ledger)["column"].tolist() == 4 * [0, 1, 2]
+    assert (table(ledger)["step"] == UNLABELLED).all()
+    assert table(ledger)["score"].isna().all()
     assert len(ledger.labelled()) == 0
-    assert torch.equal(ledger.unlabelled(), torch.arange(12))
+    assert torch.equal(ledger.unlabelled().cpu(), torch.arange(12))
 
 
 def test_labelling(ledger: Ledger) -> None:
     ledger.label(ids(7, 2), step=0)
     ledger.label(ids(11), step=3)
     ledger.label(ids(), step=4)
-    assert torch.equal(ledger.labelled(), ids(2, 7, 11))
-    assert torch.equal(ledger.unlabelled(), ids(0, 1, 3, 4, 5, 6, 8, 9, 10))
-    assert ledger.frame["step"].tolist() == [-1, -1, 0, -1, -1, -1, -1, 0, -1, -1, -1, 3]
-    assert str(ledger.frame["step"].dtype) == "int16"
+    assert torch.equal(ledger.labelled().cpu(), ids(2, 7, 11))
+    assert torch.equal(ledger.unlabelled().cpu(), ids(0, 1, 3, 4, 5, 6, 8, 9, 10))
+    assert table(ledger)["step"].tolist() == [-1, -1, 0, -1, -1, -1, -1, 0, -1, -1, -1, 3]
+    assert str(table(ledger)["step"].dtype) == "int16"
 
 
 @pytest.mark.parametrize(
@@ -68,16 +117,16 @@ def test_labelling_what_cannot_be_labelled_changes_nothing(
     patches: tuple[int, ...], told: tuple[str, ...], ledger: Ledger
 ) -> None:
     ledger.label(ids(2), step=5)
-    before = ledger.frame.copy()
+    before = table(ledger)
     with pytest.raises(InputError) as error:
         ledger.label(ids(*patches), step=6)
     assert all(part in str(error.value) for part in told)
-    pd.testing.assert_frame_equal(ledger.frame, before)
+    pd.testing.assert_frame_equal(table(ledger), before)
 
 
 @given(st.lists(st.sets(st.integers(0, 11), max_size=4), max_size=6))
-def test_labelled_and_unlabelled_partition_the_pool(queries: list[set[int]]) -> None:
-    ledger = Ledger.create(GRID, NAMES)
+def test_labelled_and_unlabelled_partition_the_pool(device: str, queries: list[set[int]]) -> None:
+    ledger = Ledger.create(GRID, NAMES, device=device)
     taken: set[int] = set()
     for step, query in enumerate(queries):
         ledger.label(ids(*(query - taken)), step)
@@ -89,14 +138,14 @@ def test_labelled_and_unlabelled_partition_the_pool(queries: list[set[int]]) -> 
 def test_scores_and_embedding_are_by_patch_id(ledger: Ledger) -> None:
     ledger.set_scores(torch.arange(12, dtype=torch.float64) / 8)
     ledger.set_embedding(ids(9, 4), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    assert ledger.frame["score"].tolist() == [k / 8 for k in range(12)]
-    assert ledger.frame.loc[9, ["embedding_0", "embedding_1"]].tolist() == [1.0, 2.0]
-    assert ledger.frame.loc[4, ["embedding_0", "embedding_1"]].tolist() == [3.0, 4.0]
-    assert ledger.frame["embedding_0"].notna().sum() == 2
+    assert table(ledger)["score"].tolist() == [k / 8 for k in range(12)]
+    assert table(ledger).loc[9, ["embedding_0", "embedding_1"]].tolist() == [1.0, 2.0]
+    assert table(ledger).loc[4, ["embedding_0", "embedding_1"]].tolist() == [3.0, 4.0]
+    assert table(ledger)["embedding_0"].notna().sum() == 2
     # the next step's candidates replace these
     ledger.set_embedding(ids(0), torch.tensor([[5.0, 6.0]]))
-    assert ledger.frame["embedding_1"].dropna().to_dict() == {0: 6.0}
-    assert str(ledger.frame["embedding_0"].dtype) == "float32"
+    assert table(ledger)["embedding_1"].dropna().to_dict() == {0: 6.0}
+    assert str(table(ledger)["embedding_0"].dtype) == "float32"
 
 
 def test_parquet_round_trip(ledger: Ledger, tmp_path: Path) -> None:
@@ -104,17 +153,50 @@ def test_parquet_round_trip(ledger: Ledger, tmp_path: Path) -> None:
     ledger.set_scores(torch.rand(12, generator=torch.Generator().manual_seed(0)))
     ledger.set_embedding(ids(3, 5), torch.ones(2, 2))
     ledger.write(tmp_path / "ledger.parquet")
-    again = Ledger.read(tmp_path / "ledger.parquet")
-    pd.testing.assert_frame_equal(again.frame, ledger.frame)
+    again = Ledger.read(tmp_path / "ledger.parquet", device=ledger.device)
+    assert type(again.frame) is type(ledger.frame)
+    pd.testing.assert_frame_equal(table(again), table(ledger))
     assert (again.grid, again.names) == (GRID, NAMES)
     again.label(ids(0), step=3)
-    assert torch.equal(again.labelled(), ids(0, 1, 8))
+    assert torch.equal(again.labelled().cpu(), ids(0, 1, 8))
 
 
 def test_one_ledger_is_one_file(ledger: Ledger, tmp_path: Path) -> None:
     ledger.write(tmp_path / "a")
     ledger.write(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_file_is_what_pandas_would_write(ledger: Ledger, tmp_path: Path) -> None:
+    """One content from every library: same bytes, types and nulls."""
+    ledger.label(ids(3), step=1)
+    ledger.set_scores(torch.arange(12.0))
+    ledger.set_embedding(ids(3, 5), torch.ones(2, 2))
+    ledger.write(tmp_path / "ledger.parquet")
+    stored = pq.read_table(tmp_path / "ledger.parquet")
+    assert {field.name: str(field.type) for field in stored.schema} == {
+        "patch": "int64", "image": "int32", "row": "int16", "column": "int16", "step": "int16",
+        "score": "float", "embedding_0": "float", "embedding_1": "float",
+    }  # fmt: skip
+    assert {name: stored[name].null_count for name in ("step", "score", "embedding_1")} == {
+        "step": 0, "score": 0, "embedding_1": 10,
+    }  # fmt: skip
+    plain = pa.Table.from_pandas(table(ledger), preserve_index=False)
+    pq.write_table(plain.replace_schema_metadata(stored.schema.metadata), tmp_path / "plain.parquet")
+    assert (tmp_path / "ledger.parquet").read_bytes() == (tmp_path / "plain.parquet").read_bytes()
+
+
+def test_a_ledger_keeps_what_it_was_given(ledger: Ledger) -> None:
+    """Its memory is no one else's: neither the caller's tensors nor what it hands out changes it."""
+    scores, embedding = torch.zeros(12), torch.zeros(1, 2)
+    ledger.set_scores(scores)
+    ledger.set_embedding(ids(1), embedding)
+    scores += 1
+    embedding += 1
+    assert table(ledger)["score"].tolist() == [0] * 12
+    assert table(ledger)["embedding_0"][1] == 0
+    ledger.unlabelled().zero_()
+    assert len(ledger.unlabelled()) == 12
 
 
 def _with_metadata(path: Path, metadata: dict[bytes, bytes]) -> None:
