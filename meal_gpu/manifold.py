@@ -10,9 +10,11 @@ from safetensors.torch import save as serialise
 
 from meal_gpu import rng
 from meal_gpu.errors import InputError, RunError
-from meal_gpu.ops import FittedUmap, Ops, select
+from meal_gpu.ops import BUILDS, FittedUmap, Ops, select
 
-_FORMAT = "meal_gpu.manifold/1"
+_FORMAT = "meal_gpu.manifold/2"
+# Version 1 had no `build` and no `deterministic`: their defaults are what it did
+_READABLE = (_FORMAT, "meal_gpu.manifold/1")
 TRUST_SAMPLE = 2000
 
 
@@ -22,6 +24,8 @@ class _Settings:
     min_dist: float
     dimension: int
     seed: int
+    build: str = "auto"
+    deterministic: bool = True
 
 
 class Manifold:
@@ -31,6 +35,7 @@ class Manifold:
         features: [M, D] float32, the rows it was fitted on.
         rows: [M] int64, which of the rows given to `fit` these are (all, or a subsample).
         embedding: [M, d] float32, their coordinates.
+        library: what computes here, such as "umap-learn 0.5.12" or "cuml 26.10.00".
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Manifold:
         self.features = features
         self.rows = rows
         self.embedding = umap.embedding
+        self.library = umap.library
         self._umap = umap
         self._settings = settings
 
@@ -52,16 +58,31 @@ class Manifold:
         min_dist: float = 0.1,
         dimension: int = 2,
         limit: int = 50_000,
+        build: str = "auto",
+        deterministic: bool = True,
+        check: bool = True,
         ops: Ops | None = None,
     ) -> "Manifold":
         """Fit on [M, D] floating point features (MEAL, Step 0); above `limit` rows on a random subsample.
 
-        One seed gives one result on the CPU. `neighbors` is lowered to M - 1 where M is small.
+        `neighbors` is lowered to M - 1 where M is small.
+
+        Args:
+            build: how neighbours are found. "auto": as the library likes, umap-learn by NN-descent from 4,096
+                rows on, cuML by brute force while `deterministic`. "exact": by
+                `meal_gpu.ops.neighbors.nearest_neighbors`. "brute_force_knn": by cuML, or as "exact" with
+                umap-learn, which has no such search. "nn_descent": by the library's NN-descent.
+            deterministic: one seed gives one result on one machine; umap-learn then runs on one thread.
+                False: no seed, in parallel, faster.
+            check: as in `transform`.
 
         Raises:
-            InputError: wrong rank or dtype, a value that is not finite, or fewer than dimension + 2 rows.
+            InputError: wrong rank or dtype, a value that is not finite, fewer than dimension + 2 rows, an
+                unknown build, or one that cannot be deterministic: cuML's NN-descent.
         """
-        _check(features)
+        _check(features, finite=check)
+        if build not in BUILDS:
+            raise InputError(f"unknown build {build!r}; known: {', '.join(BUILDS)}")
         if min(len(features), limit) < dimension + 2:
             raise InputError(
                 f"{min(len(features), limit)} rows are too few to embed in {dimension} dimensions, "
@@ -72,18 +93,29 @@ class Manifold:
             drawn = rng.stream(seed, 0, "manifold subsample").choice(len(features), limit, replace=False)
             rows = torch.from_numpy(drawn).sort().values
         kept = features.detach()[rows.to(features.device)].float()
-        settings = _Settings(neighbors, min_dist, dimension, seed)
+        settings = _Settings(neighbors, min_dist, dimension, seed, build, deterministic)
         umap = _umap(kept, settings, ops or select("auto" if features.is_cuda else "reference"), None)
         return cls(kept, rows, umap, settings)
 
-    def transform(self, features: torch.Tensor) -> torch.Tensor:
-        """[K, D] -> [K, d] float32. Raises InputError where D or the dtype differs."""
-        _check(features)
+    def transform(self, features: torch.Tensor, *, check: bool = True) -> torch.Tensor:
+        """[K, D] -> [K, d] float32.
+
+        `check` looks for values that are not finite, for which the host waits for the device. A caller who
+        does without looks at what he makes of the result; the library may still find them, at no extra wait.
+
+        Raises:
+            InputError: D, rank or dtype differ, or a value is not finite.
+        """
+        _check(features, finite=check)
         if features.shape[1] != self.features.shape[1]:
             raise InputError(
                 f"the manifold was fitted on {self.features.shape[1]} features a row, got {features.shape[1]}"
             )
-        return self._umap.transform(features.detach().float())
+        try:
+            return self._umap.transform(features.detach().float())
+        except ValueError:
+            _check(features)
+            raise
 
     def trustworthiness(self) -> float:
         """Trustworthiness (Venna & Kaski 2001) in [0, 1] at 15 neighbours; over 2,000 rows on a sample."""
@@ -112,9 +144,10 @@ class Manifold:
         try:
             with safe_open(path, framework="pt", device=device) as file:
                 meta = file.metadata() or {}
-                if _FORMAT not in meta:
-                    raise RunError(f"{path}: not a manifold of meal-gpu ({_FORMAT})")
-                settings = _Settings(**json.loads(meta[_FORMAT]))
+                version = next((known for known in _READABLE if known in meta), None)
+                if version is None:
+                    raise RunError(f"{path}: not a manifold of meal-gpu ({' or '.join(_READABLE)})")
+                settings = _Settings(**json.loads(meta[version]))
                 features, rows, embedding = (
                     file.get_tensor(name) for name in ("features", "rows", "embedding")
                 )
@@ -126,12 +159,12 @@ class Manifold:
         return cls(features, rows.cpu(), umap, settings)
 
 
-def _check(features: torch.Tensor) -> None:
+def _check(features: torch.Tensor, *, finite: bool = True) -> None:
     if features.ndim != 2 or not features.numel() or not features.is_floating_point():
         raise InputError(
             f"features must be [M, D] floating point, not empty; got {list(features.shape)} {features.dtype}"
         )
-    if not bool(features.isfinite().all()):
+    if finite and not bool(features.isfinite().all()):
         bad = int((~features.isfinite()).any(dim=1).nonzero()[0])
         raise InputError(f"features must be finite; row {bad} is not")
 

@@ -222,3 +222,65 @@ def test_files_that_are_no_manifold_are_named(manifold: Manifold, tmp_path: Path
     for name in ("cut", "text", "tensors", "settings", "nothing"):
         with pytest.raises(RunError, match=f"{tmp_path / name}: not a"):
             Manifold.load(tmp_path / name)
+
+
+def test_one_seed_gives_one_map_also_where_the_graph_falls_apart() -> None:
+    g = torch.Generator().manual_seed(0)
+    centres = 6 * torch.randn(8, 32, generator=g)
+    features = centres[torch.randint(8, (80,), generator=g)] + torch.randn(80, 32, generator=g)
+    first, *others = (Manifold.fit(features, seed=0).embedding for _ in range(4))
+    assert all(torch.equal(first, other) for other in others)
+    assert not torch.equal(first, Manifold.fit(features, seed=1).embedding)
+
+
+@pytest.mark.parametrize("build", ["exact", "brute_force_knn", "nn_descent"])
+def test_every_build_keeps_as_many_neighbours(build: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    centres = 6 * torch.randn(8, 32, generator=g)
+    features = centres[torch.randint(8, (900,), generator=g)] + torch.randn(900, 32, generator=g)
+    usual, other = (Manifold.fit(features, seed=0, build=name) for name in ("auto", build))
+    assert abs(usual.trustworthiness() - other.trustworthiness()) <= 0.02
+    again = Manifold.fit(features, seed=0, build=build)
+    assert torch.equal(again.embedding, other.embedding)
+    new = features[:20] + 0.05
+    placed = other.transform(new)
+    assert torch.equal(placed, again.transform(new))
+    # near where their neighbours are
+    spread = other.embedding.std()
+    assert float((placed - other.embedding[:20]).norm(dim=1).median()) < 0.3 * float(spread)
+
+
+def test_the_build_is_kept_in_the_file(tmp_path: Path) -> None:
+    features = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+    fitted = Manifold.fit(features, seed=0, build="exact")
+    fitted.save(tmp_path / "umap.safetensors")
+    loaded = Manifold.load(tmp_path / "umap.safetensors")
+    assert loaded._settings == fitted._settings
+    assert torch.equal(loaded.embedding, fitted.embedding)
+    assert loaded.library == fitted.library
+
+
+def test_a_file_of_the_first_version_is_read(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    features = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+    fitted = Manifold.fit(features, seed=0)
+    tensors = {"features": fitted.features, "rows": fitted.rows, "embedding": fitted.embedding}
+    meta = '{"neighbors": 15, "min_dist": 0.1, "dimension": 2, "seed": 0}'
+    save_file(tensors, tmp_path / "old.safetensors", {"meal_gpu.manifold/1": meta})
+    assert Manifold.load(tmp_path / "old.safetensors")._settings == fitted._settings
+
+
+def test_without_a_seed_it_runs_in_parallel_and_is_as_good() -> None:
+    g = torch.Generator().manual_seed(0)
+    centres = 6 * torch.randn(8, 32, generator=g)
+    features = centres[torch.randint(8, (600,), generator=g)] + torch.randn(600, 32, generator=g)
+    threads = torch.get_num_threads()
+    free = Manifold.fit(features, seed=0, deterministic=False)
+    assert torch.get_num_threads() == threads
+    assert abs(free.trustworthiness() - Manifold.fit(features, seed=0).trustworthiness()) <= 0.03
+
+
+def test_unknown_builds_are_named() -> None:
+    with pytest.raises(InputError, match="unknown build 'kd-tree'; known: auto, exact, brute_force_knn"):
+        Manifold.fit(torch.rand(60, 4), seed=0, build="kd-tree")

@@ -9,11 +9,15 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from meal_gpu import memory
 from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.grid import Grid
 
 NAMES = ("auto", "reference", "cuda")
 MEASURES = ("entropy", "margin", "least-confidence")
+# How UMAP finds neighbours: as its library likes, by `ops.neighbors`, by the library's exact search, by its
+# approximate one
+BUILDS = ("auto", "exact", "brute_force_knn", "nn_descent")
 
 
 class Patches(NamedTuple):
@@ -25,10 +29,14 @@ class Patches(NamedTuple):
 
 @dataclass(frozen=True)
 class FittedUmap:
-    """`embedding` [M, d] float32 of the fitted rows, and the map of new rows [K, D] -> [K, d] float32."""
+    """`embedding` [M, d] float32 of the fitted rows, and the map of new rows [K, D] -> [K, d] float32.
+
+    `library` is the name and version of what computed them.
+    """
 
     embedding: torch.Tensor
     transform: Callable[[torch.Tensor], torch.Tensor]
+    library: str
 
 
 class Ops(Protocol):
@@ -107,14 +115,22 @@ class Ops(Protocol):
         min_dist: float,
         dimension: int,
         seed: int,
+        build: str,
+        deterministic: bool,
         embedding: torch.Tensor | None,
     ) -> FittedUmap:
-        """Fit UMAP on `features` [M, D]; with `embedding` [M, d], rebuild a fitted map instead of fitting."""
+        """Fit UMAP on `features` [M, D]; with `embedding` [M, d], rebuild a fitted map instead of fitting.
+
+        `build` is one of BUILDS. With `deterministic` one `seed` gives one result; without, there is no seed,
+        and the optimisation runs in parallel.
+        """
         ...
 
 
 def select(name: str = "auto") -> Ops:
     """The implementation called `name`; "auto" takes CUDA where it works, the reference otherwise.
+
+    With CUDA, CuPy and RMM take their memory from torch from here on (`meal_gpu.memory`).
 
     Raises:
         InputError: an unknown name.
@@ -132,6 +148,7 @@ def select(name: str = "auto") -> Ops:
     if missing is None:
         from meal_gpu.ops import cuda
 
+        memory.share_allocator()
         device: Ops = cuda
         return device
     if name == "cuda":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from meal_gpu.errors import UnavailableError
+from meal_gpu.errors import InputError, UnavailableError
 
 OPTIONS = ("-std=c++17",)
 # More dynamic shared memory than this has to be asked for
@@ -66,13 +66,20 @@ def launch(
 
     Tensors, all on one GPU, are passed as pointers to their first element; None is a null pointer. `shared`:
     bytes of dynamic shared memory per block.
-    """
-    import cupy
-    import numpy as np
 
+    Raises:
+        InputError: the tensors are not on a GPU.
+    """
     if grid == 0:
         return
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
+    if device.type != "cuda":
+        raise InputError(
+            f"the CUDA ops need arrays on a GPU, these are on {device}: move them, or use ops='auto'"
+        )
+    import cupy
+    import numpy as np
+
     values: list[Any] = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):

@@ -1,6 +1,6 @@
 """The operations as CUDA kernels: check what is given, allocate with torch, launch without waiting.
 
-Every function does what its twin in `meal_gpu.ops.reference` does. UMAP is still the twin itself.
+Every function does what its twin in `meal_gpu.ops.reference` does. UMAP is cuML's.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.ops import MEASURES, Patches, compile, reference
-from meal_gpu.ops.reference import umap_fit
+from meal_gpu.ops.cuml_umap import umap_fit
 from meal_gpu.ops.upsampling import SHARED_BYTES, Tiling, tiling
 
 __all__ = ["confusion", "gather_patches", "kmeans_plusplus", "name", "patch_entropy", "umap_fit"]

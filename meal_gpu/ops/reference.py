@@ -1,15 +1,23 @@
 """Plain torch and umap-learn: the specification, the oracle of the tests and the fair baseline."""
 
+import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from meal_gpu.grid import Grid
 from meal_gpu.ops import FittedUmap, Patches
+from meal_gpu.ops.neighbors import nearest_neighbors
 from meal_gpu.ops.upsampling import interpolation
+
+if TYPE_CHECKING:
+    import numpy as np
 
 name = "reference"
 
@@ -168,12 +176,12 @@ def kmeans_plusplus(
         rows = torch.searchsorted(cumulative, draws * cumulative[-1], right=True)
         # u·total may round up to the total itself: stay on the last row that has weight
         rows.clamp_(max=torch.searchsorted(cumulative, cumulative[-1]))
-        updated = torch.stack([torch.minimum(nearest, _squared_distances(values, values[r])) for r in rows])
-        best = updated.where(free, 0.0).sum(dim=1).argmin()
-        nearest, row = updated[best], rows[best]
+        updated = torch.stack([torch.minimum(nearest, _squared_distances(values, c)) for c in values[rows]])
+        best = updated.where(free, 0.0).sum(dim=1).argmin(dim=0, keepdim=True)
+        nearest, row = updated[best][0], rows[best]
         free[row] = False
         picks.append(row)
-    return torch.stack(picks)
+    return torch.cat(picks)
 
 
 def _squared_distances(points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
@@ -203,6 +211,25 @@ def _torch_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def _seeded_arpack(seed: int | None) -> Iterator[None]:
+    """Seed the restarts of ARPACK, inside; from SciPy 1.17 on they are drawn from the system's entropy.
+
+    Where the graph of neighbours falls apart, umap-learn lays its pieces out by eigenvectors of matrices so
+    small that the solver restarts, and the fit is another one each time, whatever its random_state.
+    """
+    from scipy.sparse.linalg import eigsh
+
+    defaults = eigsh.__defaults__
+    # The default, because scikit-learn too calls it on umap-learn's behalf, by a name of its own
+    if list(inspect.signature(eigsh).parameters)[-1] == "rng":
+        eigsh.__defaults__ = (*defaults[:-1], seed)
+    try:
+        yield
+    finally:
+        eigsh.__defaults__ = defaults
+
+
 @_torch_threads()
 def umap_fit(
     features: torch.Tensor,
@@ -211,8 +238,11 @@ def umap_fit(
     min_dist: float,
     dimension: int,
     seed: int,
+    build: str,
+    deterministic: bool,
     embedding: torch.Tensor | None,
 ) -> FittedUmap:
+    """umap-learn's. It has no exact search of many rows: "brute_force_knn" is "exact" here."""
     import numba
     from umap import UMAP
 
@@ -225,22 +255,47 @@ def umap_fit(
         n_neighbors=min(neighbors, len(features) - 1),
         min_dist=min_dist,
         n_components=dimension,
-        random_state=seed,
-        transform_seed=seed,
-        n_jobs=1,
+        random_state=seed if deterministic else None,
+        transform_seed=seed if deterministic else None,
+        n_jobs=1 if deterministic else -1,
+        force_approximation_algorithm=build == "nn_descent",
     )
+    if build in ("exact", "brute_force_knn"):
+        search = _ExactSearch(features)
+        model.set_params(precomputed_knn=(*search.find(model.n_neighbors), search))
     rows = features.cpu().float().numpy()
     if embedding is not None:
         # No epochs: only the neighbour graph is rebuilt, then the stored embedding is put in place
         model.set_params(init=embedding.cpu().numpy(), n_epochs=0)
-        model.fit(rows)
+    with warnings.catch_warnings():
+        # It takes any search for one that cannot transform, save its own
+        warnings.filterwarnings("ignore", r"precomputed_knn\[2\]", UserWarning)
+        with _seeded_arpack(seed if deterministic else None):
+            model.fit(rows)
+    if embedding is not None:
         model.n_epochs = None
         model.embedding_ = embedding.cpu().numpy().copy()
-    else:
-        model.fit(rows)
 
     @_torch_threads()
     def transform(new: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(model.transform(new.cpu().float().numpy())).to(new.device)
 
-    return FittedUmap(torch.from_numpy(model.embedding_).to(features.device), transform)
+    library = f"umap-learn {metadata.version('umap-learn')}"
+    return FittedUmap(torch.from_numpy(model.embedding_).to(features.device), transform, library)
+
+
+class _ExactSearch:
+    """What umap-learn asks of a search index, with the attribute that it reads."""
+
+    _angular_trees = False
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self._features = features
+
+    def find(self, k: int, queries: torch.Tensor | None = None) -> tuple[Any, Any]:
+        """Neighbours [Q, k] int32, as umap-learn's own are, and their distances."""
+        indices, distances = nearest_neighbors(self._features, k, queries=queries)
+        return indices.int().cpu().numpy(), distances.cpu().numpy()
+
+    def query(self, rows: "np.ndarray[Any, Any]", k: int, epsilon: float) -> tuple[Any, Any]:
+        return self.find(k, torch.from_numpy(rows).to(self._features))

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from meal_gpu import ops
+from meal_gpu import memory, ops
 from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.ops import Ops, cuda, reference, select, why_not_cuda
 
@@ -48,10 +48,14 @@ def test_cuda_that_cannot_work_says_why_and_what_to_do(
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_cuda_is_taken_where_it_works(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[None] = []
     pretend(monkeypatch, gpu=True, cupy=True)
+    monkeypatch.setattr(memory, "share_allocator", lambda: shared.append(None))
     assert why_not_cuda() is None
-    assert select(name) is cuda
     assert select("reference") is reference
+    assert shared == []
+    assert select(name) is cuda
+    assert len(shared) == 1
 
 
 def test_an_unknown_name_lists_the_known() -> None:
