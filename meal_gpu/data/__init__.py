@@ -1,10 +1,9 @@
-"""Datasets: open, check, load, pack, download. DALI is imported only when pixels are read."""
+"""Datasets: open, check, load, pack, download."""
 
 from meal_gpu.data.checking import Problem, check
 from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, DatasetInfo, Split
 from meal_gpu.data.downloading import download
-from meal_gpu.data.load import load_images, load_labels
-from meal_gpu.data.loader import Loader
+from meal_gpu.data.load import load_images, load_labels, open_images
 from meal_gpu.data.packing import pack
 from meal_gpu.data.registry import DATASETS, default_root, open_dataset
 
@@ -14,7 +13,6 @@ __all__ = [
     "VOID",
     "Dataset",
     "DatasetInfo",
-    "Loader",
     "Problem",
     "Split",
     "check",
@@ -23,5 +21,6 @@ __all__ = [
     "load_images",
     "load_labels",
     "open_dataset",
+    "open_images",
     "pack",
 ]

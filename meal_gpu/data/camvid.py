@@ -6,8 +6,9 @@ so only the last two parts of each path count. Images may be PNG or JPEG whateve
 
 from pathlib import Path
 
-from meal_gpu.data.dataset import UNKNOWN, VOID, Color, Dataset, Size, Split
+from meal_gpu.data.dataset import UNKNOWN, VOID, Color, Dataset, Split
 from meal_gpu.errors import DataError
+from meal_gpu.images.headers import Size
 
 SIZE = (360, 480)
 VOID_ID = 11

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Size, Split
-from meal_gpu.data.headers import image_size, label_kind
+from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Split
 from meal_gpu.data.load import describe_unknown
-from meal_gpu.data.loader import decode
 from meal_gpu.errors import DataError
+from meal_gpu.images.headers import Size, image_size, label_kind
+from meal_gpu.images.loader import decode
 
 
 @dataclass(frozen=True)

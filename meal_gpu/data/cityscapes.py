@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from meal_gpu.data.dataset import UNKNOWN, VOID, Color, Dataset, Size, Split
+from meal_gpu.data.dataset import UNKNOWN, VOID, Color, Dataset, Split
 from meal_gpu.errors import DataError
+from meal_gpu.images.headers import Size
 
 SIZE = (512, 1024)
 IMAGE_SUFFIX = "_leftImg8bit.png"

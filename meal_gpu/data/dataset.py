@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from meal_gpu.errors import DataError
+from meal_gpu.images.headers import Size
 
 VOID = 255
 """The label of pixels that count nowhere, everywhere inside the package, whatever the files use."""
@@ -13,7 +14,6 @@ VOID = 255
 UNKNOWN = -1
 """The `lookup` entry of an id that the dataset does not have."""
 
-Size = tuple[int, int]
 Color = tuple[int, int, int]
 Progress = Callable[[int], None]
 """Called with the number of images finished since the last call."""

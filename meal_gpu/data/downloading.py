@@ -11,11 +11,11 @@ from types import MappingProxyType
 from meal_gpu.data import camvid
 from meal_gpu.data.archive import extract, git_tree
 from meal_gpu.data.checking import check
-from meal_gpu.data.dataset import Dataset, Size
-from meal_gpu.data.headers import image_size
+from meal_gpu.data.dataset import Dataset
 from meal_gpu.data.registry import DATASETS, default_root, open_dataset
 from meal_gpu.data.transfer import Transferred, fetch
 from meal_gpu.errors import ConfigError, DataError, UnavailableError
+from meal_gpu.images.headers import Size, image_size
 
 
 @dataclass(frozen=True)

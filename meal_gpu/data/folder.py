@@ -21,11 +21,9 @@ before it, beginning at 0, unless its line says which: `ID: NAME`. `void:` lists
 from pathlib import Path
 
 from meal_gpu.data import palette
-from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, Size, Split
-from meal_gpu.data.headers import image_size
+from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, Split
 from meal_gpu.errors import DataError
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from meal_gpu.images.headers import SUFFIXES, Size, image_size
 
 
 def open_tree(root: Path, *, size: Size | None = None) -> Dataset:

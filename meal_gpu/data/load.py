@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Size, Split
-from meal_gpu.data.headers import image_size
-from meal_gpu.data.loader import Loader
+from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Split
 from meal_gpu.errors import DataError
+from meal_gpu.images.headers import Size, image_size
+from meal_gpu.images.loader import Loader
+from meal_gpu.images.opening import SHARE, fill, open_files
+from meal_gpu.images.sources import Hosted, Images, Resident
+from meal_gpu.memory import free_bytes
 
 _CHUNK = 64  # images copied at once from a pack to the device
 
@@ -38,8 +41,26 @@ def load_images(
     if split.packed is not None:
         return _packed(Path(f"{split.packed}.images.npy"), size, device, progress)
     resident = torch.empty((len(split), *size, 3), dtype=torch.uint8, device=device)
-    fill_images(resident, split, size, progress)
+    fill(resident, split.images, progress)
     return resident
+
+
+def open_images(
+    split: Split, size: Size, device: torch.device, *, share: float = SHARE, progress: Progress | None = None
+) -> Images:
+    """Open every image of `split` in the fastest place with room: the device, host memory, or the files.
+
+    On the CPU a packed split stays on the disk, mapped. Arguments and errors as of `load_images`; `share` of
+    the free memory may be taken.
+    """
+    if split.packed is None:
+        return open_files(split.images, device, size=size, share=share, progress=progress)
+    mapped = load_images(split, size)
+    if device.type == "cpu" or mapped.nbytes > share * free_bytes(device):
+        if progress:
+            progress(len(split))
+        return Resident(mapped) if device.type == "cpu" else Hosted(mapped, device)
+    return Resident(load_images(split, size, device=device, progress=progress))
 
 
 def load_labels(
@@ -72,18 +93,6 @@ def load_labels(
     resident = torch.empty((len(split), *dataset.size), dtype=torch.uint8, device=device)
     fill_labels(resident, split, dataset, progress)
     return resident
-
-
-def fill_images(out: torch.Tensor, split: Split, size: Size, progress: Progress | None) -> None:
-    """Decode the files of `split` into `out` [N, H, W, 3] uint8, on its device."""
-    if not len(split):
-        return
-    start = 0
-    for batch in Loader(split.images, size, device=out.device):
-        out[start : start + len(batch)].copy_(batch)
-        start += len(batch)
-        if progress:
-            progress(len(batch))
 
 
 def fill_labels(out: torch.Tensor, split: Split, dataset: Dataset, progress: Progress | None) -> None:

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from meal_gpu.data.dataset import Dataset, Progress, Size, Split
-from meal_gpu.data.load import fill_images, fill_labels
+from meal_gpu.data.dataset import Dataset, Progress, Split
+from meal_gpu.data.load import fill_labels
 from meal_gpu.errors import DataError
+from meal_gpu.images.headers import Size
+from meal_gpu.images.opening import fill
 
 MANIFEST = "pack.json"
 _VERSION = 1
@@ -119,7 +121,7 @@ def _open_split(root: Path, split: str, entry: dict[str, Any]) -> Split:
 
 def _write_split(stem: Path, split: Split, dataset: Dataset, progress: Progress | None) -> None:
     with _created(Path(f"{stem}.images.npy"), (len(split), *dataset.size, 3)) as images:
-        fill_images(images, split, dataset.size, progress)
+        fill(images, split.images, progress)
     if split.labels is not None:
         with _created(Path(f"{stem}.labels.npy"), (len(split), *dataset.size)) as labels:
             fill_labels(labels, split, dataset, progress)

@@ -14,10 +14,10 @@ from PIL import Image
 from meal_gpu import rng
 from meal_gpu.data import cityscapes
 from meal_gpu.data.cache import cache_root
-from meal_gpu.data.dataset import Dataset, Progress, Size
-from meal_gpu.data.headers import image_size
+from meal_gpu.data.dataset import Dataset, Progress
 from meal_gpu.data.street.scene import RARE, draw
 from meal_gpu.errors import DataError
+from meal_gpu.images.headers import Size, image_size
 
 VERSION = 1
 """Counts up whenever the drawing changes; part of the cache folder's name."""

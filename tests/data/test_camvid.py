@@ -7,8 +7,8 @@ from PIL import Image
 
 from meal_gpu.data import UNKNOWN, VOID, check, load_images, load_labels, open_dataset
 from meal_gpu.data.camvid import CLASSES, LOOKUP
-from meal_gpu.data.loader import decode
 from meal_gpu.errors import DataError
+from meal_gpu.images.loader import decode
 
 
 def make(root: Path, line: str, suffix: str = ".png") -> Path:

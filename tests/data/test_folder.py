@@ -9,8 +9,8 @@ from PIL import Image
 
 from meal_gpu.data import UNKNOWN, VOID, load_images, load_labels, open_dataset
 from meal_gpu.data.folder import read_classes
-from meal_gpu.data.loader import decode
 from meal_gpu.errors import DataError
+from meal_gpu.images.loader import decode
 
 CLASSES = [
     # (classes.txt, names, known ids -> train id)

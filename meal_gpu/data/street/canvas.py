@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from meal_gpu.data.cityscapes import LABEL_IDS
-from meal_gpu.data.dataset import Color, Size
+from meal_gpu.data.dataset import Color
+from meal_gpu.images.headers import Size
 
 Point = tuple[float, float]
 Point3 = tuple[float, float, float]

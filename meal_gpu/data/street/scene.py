@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from meal_gpu.data.dataset import Color, Size
+from meal_gpu.data.dataset import Color
 from meal_gpu.data.street import actors, furniture
 from meal_gpu.data.street.backdrop import Street, draw_backdrop
 from meal_gpu.data.street.canvas import Canvas
 from meal_gpu.data.street.light import expose
+from meal_gpu.images.headers import Size
 
 RARE = ("truck", "bus", "train", "motorcycle")
 """Classes drawn only in the frames that are asked for them."""

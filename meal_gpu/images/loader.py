@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.dlpack import from_dlpack
 
-from meal_gpu.data.dataset import Size
-from meal_gpu.data.headers import image_size, label_kind
 from meal_gpu.errors import DataError, InputError, UnavailableError
 from meal_gpu.grid import Grid
+from meal_gpu.images.headers import Size, image_size, label_kind
 
 JPEG_TOLERANCE = 2
 """Largest difference of a CPU-decoded JPEG from Pillow, in levels of 255; 0 was measured."""

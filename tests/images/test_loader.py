@@ -10,10 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meal_gpu.data import Loader
-from meal_gpu.data.loader import JPEG_TOLERANCE
 from meal_gpu.errors import DataError, InputError, UnavailableError
 from meal_gpu.grid import Grid
+from meal_gpu.images.loader import JPEG_TOLERANCE, Loader
 
 SIZE = (24, 40)
 

@@ -5,8 +5,13 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from meal_gpu.data.dataset import Size
 from meal_gpu.errors import DataError
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Of the image files that the decoder reads."""
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}

@@ -1,0 +1,116 @@
+"""What a user calls "my images" -> a source, in the fastest place that has room."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from meal_gpu.errors import DataError, InputError
+from meal_gpu.images.headers import SUFFIXES, Size, image_size
+from meal_gpu.images.loader import Loader
+from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, pin, require_images
+from meal_gpu.memory import free_bytes
+
+Given = str | Path | Sequence[str | Path] | torch.Tensor | Listed
+Progress = Callable[[int], None]
+
+SHARE = 0.5
+"""How much of the free memory a pool may take."""
+
+
+def open_images(
+    given: Given, device: torch.device, *, size: Size | None = None, share: float = SHARE
+) -> tuple[Images, tuple[str, ...]]:
+    """Open a pool of images and say what each is called.
+
+    Args:
+        given: a folder (searched for images in all depths, in the order of their paths), a list of files, a
+            uint8 tensor [N, H, W, 3] on any device, or a torch `Dataset` of the map style (see
+            `sources.Drawn`).
+        device: where the batches are needed.
+        size: working (height, width) of files; None: that of the first. Tensors and datasets have their own.
+        share: of the free memory; files that take more are decoded anew in every pass.
+
+    Raises:
+        InputError: something else, or images of another dtype or shape.
+        DataError: no images, or a file that is missing or none; it is named.
+    """
+    if isinstance(given, torch.Tensor):
+        images = require_images(given)
+        names = tuple(str(index) for index in range(len(images)))
+        if images.device == device:
+            return Resident(images), names
+        if images.nbytes <= share * free_bytes(device):
+            return Resident(images.to(device)), names
+        return Hosted(images, device), names
+    if isinstance(given, str | Path):
+        paths, names = _folder(Path(given).expanduser())
+        return open_files(paths, device, size=size, share=share), names
+    if isinstance(given, list | tuple):
+        if not all(isinstance(path, str | Path) for path in given):
+            raise InputError("a list of images must hold paths; stack tensors into one [N, H, W, 3]")
+        paths = tuple(Path(path).expanduser() for path in given)
+        return open_files(paths, device, size=size, share=share), tuple(str(path) for path in given)
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        drawn = Drawn(given, device)
+        return drawn, tuple(str(index) for index in range(len(drawn)))
+    raise InputError(
+        f"images must be a folder, a list of files, a uint8 tensor or a torch Dataset with a length, "
+        f"got {type(given).__name__}"
+    )
+
+
+def _folder(root: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; to give single files, pass a list of paths")
+    paths = tuple(
+        sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    )
+    if not paths:
+        raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) in this folder")
+    return paths, tuple(path.relative_to(root).as_posix() for path in paths)
+
+
+def open_files(
+    paths: Sequence[Path],
+    device: torch.device,
+    *,
+    size: Size | None = None,
+    share: float = SHARE,
+    progress: Progress | None = None,
+) -> Images:
+    """Decode the files once into the device's memory, or page-locked host memory, where they fit `share`
+    of what is free there; else they stay files.
+    """
+    if not paths:
+        raise DataError("no images to load")
+    height, width = size or image_size(paths[0])
+    needed = len(paths) * height * width * 3
+    if needed <= share * free_bytes(device):
+        return Resident(_decoded(paths, (height, width), device, progress))
+    host = torch.device("cpu")
+    if device != host and needed <= share * free_bytes(host):
+        return Hosted(pin(_decoded(paths, (height, width), host, progress)), device)
+    if progress:
+        progress(len(paths))
+    return Streamed(paths, (height, width), device)
+
+
+def _decoded(
+    paths: Sequence[Path], size: Size, device: torch.device, progress: Progress | None
+) -> torch.Tensor:
+    images = torch.empty((len(paths), *size, 3), dtype=torch.uint8, device=device)
+    fill(images, paths, progress)
+    return images
+
+
+def fill(out: torch.Tensor, paths: Sequence[Path], progress: Progress | None = None) -> None:
+    """Decode the files into `out` [N, H, W, 3] uint8, on its device."""
+    if not paths:
+        return
+    start = 0
+    for batch in Loader(paths, (int(out.shape[1]), int(out.shape[2])), device=out.device):
+        out[start : start + len(batch)].copy_(batch)
+        start += len(batch)
+        if progress:
+            progress(len(batch))

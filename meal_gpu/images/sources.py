@@ -1,0 +1,253 @@
+"""Where the images of a pool live: on the device, in host memory, or in files that each pass decodes anew.
+
+Whatever the place, a pass sees the same pixels in the same batches, so that results are the same bits.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from meal_gpu.errors import DataError, InputError
+from meal_gpu.grid import Grid
+from meal_gpu.images.headers import Size, image_size
+from meal_gpu.images.loader import Loader
+
+_AHEAD = 8  # images fetched at a time for patches
+
+
+class Images(Protocol):
+    """N images of one size that come as uint8 [B, H, W, 3] RGB batches on `device`."""
+
+    @property
+    def size(self) -> Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def resident(self) -> torch.Tensor | None:
+        """All of them, uint8 [N, H, W, 3] on `device`, where they live there."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        """Yield the images [N], or those numbered `of` [M > 0] int64 on the CPU, in order.
+
+        Raises:
+            DataError: a file that cannot be decoded, or has another size; it is named.
+        """
+        ...
+
+
+class Resident:
+    """Images on the device that computes: every access is a view."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.resident: torch.Tensor | None = require_images(images)
+        self._images = images
+        self.size = (int(images.shape[1]), int(images.shape[2]))
+        self.device = images.device
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        if of is None:
+            yield from torch.split(self._images, batch_size)
+            return
+        for numbers in torch.split(of, batch_size):
+            yield self._images[numbers.to(self.device, non_blocking=True)]
+
+
+class Hosted:
+    """Images in host memory, copied to a GPU while the batch before is computed.
+
+    The copies overlap with kernels where the memory is page-locked (`pin`); a mapped file works too, slower.
+    """
+
+    resident: torch.Tensor | None = None
+
+    def __init__(self, images: torch.Tensor, device: torch.device) -> None:
+        self._images = require_images(images)
+        self.size = (int(images.shape[1]), int(images.shape[2]))
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        parts = (
+            torch.split(self._images, batch_size)
+            if of is None
+            else (self._images[numbers] for numbers in torch.split(of, batch_size))
+        )
+        yield from _copied(iter(parts), self.device)
+
+
+def pin(images: torch.Tensor) -> torch.Tensor:
+    """Page-lock host memory in place; where the system refuses (`ulimit -l`), copies are slower.
+
+    torch's own pinned allocator would round a pool up to a power of two.
+    """
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    runtime.cudaHostRegister(images.data_ptr(), images.nbytes, 0)
+    return images
+
+
+def _copied(parts: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Move each part to `device`, one ahead of the caller, on a stream of its own."""
+    if device.type == "cpu":
+        yield from parts
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for part in parts:
+        with torch.cuda.stream(copying):
+            copied = part.to(device, non_blocking=True)
+            done = copying.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = copied, done
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(batch: torch.Tensor, done: torch.cuda.Event) -> torch.Tensor:
+    stream = torch.cuda.current_stream(batch.device)
+    stream.wait_event(done)
+    batch.record_stream(stream)
+    return batch
+
+
+class Streamed:
+    """Image files, decoded by DALI in every pass: memory does not grow with the pool.
+
+    Args:
+        paths: the files, all of one native size.
+        size: working (height, width); files of another size are resized. None: that of the first file.
+        device: where batches arrive.
+    """
+
+    resident: torch.Tensor | None = None
+
+    def __init__(self, paths: Sequence[Path], size: Size | None, device: torch.device) -> None:
+        if not paths:
+            raise DataError("no images to load")
+        self._paths = tuple(paths)
+        self._native = image_size(self._paths[0])
+        self.size = size or self._native
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        paths = self._paths if of is None else [self._paths[number] for number in of.tolist()]
+        loader = Loader(
+            paths, self.size, device=self.device, batch_size=min(batch_size, len(paths)), native=self._native
+        )
+        return iter(loader)
+
+
+class Listed(Protocol):
+    """What is asked of a torch `Dataset` of the map style: a length, and items by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> object: ...
+
+
+class Drawn:
+    """A torch `Dataset` whose items are images, or tuples that begin with one; the rest is not looked at.
+
+    An image is uint8: a PIL image, an array or tensor [H, W, 3], or a tensor [3, H, W].
+    """
+
+    resident: torch.Tensor | None = None
+
+    def __init__(self, dataset: Listed, device: torch.device) -> None:
+        if not len(dataset):
+            raise InputError("the dataset is empty")
+        self._dataset = dataset
+        first = self._item(0)
+        self.size = (int(first.shape[0]), int(first.shape[1]))
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        numbers = torch.arange(len(self)) if of is None else of
+        parts = (
+            torch.stack([self._item(i) for i in part.tolist()]) for part in torch.split(numbers, batch_size)
+        )
+        return _copied(parts, self.device)
+
+    def _item(self, index: int) -> torch.Tensor:
+        item = self._dataset[index]
+        item = item[0] if isinstance(item, tuple | list) else item
+        if not isinstance(item, torch.Tensor):
+            import numpy as np
+
+            item = torch.from_numpy(np.array(item))
+        if item.ndim == 3 and item.shape[0] == 3 and item.shape[2] != 3:
+            item = item.permute(1, 2, 0)
+        if item.ndim != 3 or item.shape[2] != 3 or item.dtype != torch.uint8:
+            raise InputError(
+                f"item {index} of the dataset is {item.dtype} {list(item.shape)}; images must be uint8 RGB, "
+                "[H, W, 3] or [3, H, W]: leave ToTensor and Normalize out of its transforms"
+            )
+        if index and tuple(item.shape[:2]) != self.size:
+            raise InputError(
+                f"item {index} of the dataset is {item.shape[0]}×{item.shape[1]} pixels, "
+                f"item 0 is {self.size[0]}×{self.size[1]}: resize them to one size"
+            )
+        return item
+
+
+def require_images(images: torch.Tensor) -> torch.Tensor:
+    """Raises InputError unless `images` are uint8 [N, H, W, 3], contiguous, N > 0."""
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8 or not len(images):
+        raise InputError(f"images must be uint8 [N, H, W, 3], N > 0, got {images.dtype} {list(images.shape)}")
+    return images
+
+
+class Window(NamedTuple):
+    """Images that hold some of the patches asked for.
+
+    Attributes:
+        pixels: uint8 [U, H, W, 3], the images.
+        images: [U] int64, their numbers in the pool.
+        local: the patches' ids as though these images were the whole pool.
+    """
+
+    pixels: torch.Tensor
+    images: torch.Tensor
+    local: torch.Tensor
+
+
+def windows(images: Images, patches: torch.Tensor, grid: Grid, count: int) -> Iterator[Window]:
+    """Yield the patches [M], ascending, `count` at a time, with images that hold them.
+
+    Images that live elsewhere than on the device are fetched once each, a few at a time; where they live on
+    it the window is the whole pool, and the host does not wait.
+    """
+    if images.resident is not None:
+        everything = torch.arange(len(images))
+        for part in torch.split(patches, count):
+            yield Window(images.resident, everything, part)
+        return
+    patches = patches.cpu()
+    numbers, place = torch.unique(patches // grid.patches_per_image, return_inverse=True)
+    stream = images.batches(_AHEAD, of=numbers)
+    held = torch.empty((0, *images.size, 3), dtype=torch.uint8, device=images.device)
+    first = 0
+    for part, at in zip(torch.split(patches, count), torch.split(place, count), strict=True):
+        held, first = held[int(at[0]) - first :], int(at[0])
+        while first + len(held) <= int(at[-1]):
+            held = torch.cat([held, next(stream)])
+        local = (at - first) * grid.patches_per_image + part % grid.patches_per_image
+        yield Window(held, numbers[first : first + len(held)], local)

@@ -1,0 +1,195 @@
+"""One pool in every place: same pixels, same batches, nothing fetched twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_samples import random_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from meal_gpu.errors import DataError, InputError
+from meal_gpu.grid import Grid
+from meal_gpu.images import opening
+from meal_gpu.images.opening import open_files, open_images
+from meal_gpu.images.sources import Drawn, Hosted, Images, Resident, Streamed, windows
+
+SIZE = (24, 40)
+COUNT = 11
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for i in range(COUNT):
+        path = root / f"part{i // 4}" / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random_image(SIZE, i)).save(path)
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return torch.from_numpy(np.stack([random_image(SIZE, i) for i in range(COUNT)]))
+
+
+class Photos:
+    """A map-style dataset of (image, target); the target must never be needed."""
+
+    def __init__(self, pixels: torch.Tensor, form: str) -> None:
+        self.pixels, self.form = pixels, form
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> object:
+        image = self.pixels[index]
+        forms = {"pil": lambda: Image.fromarray(image.numpy()), "array": image.numpy}
+        forms |= {"tensor": lambda: image, "channels first": lambda: image.permute(2, 0, 1)}
+        return forms[self.form](), object()
+
+
+@pytest.fixture(params=["resident", "hosted", "streamed", "drawn"])
+def source(request: pytest.FixtureRequest, folder: Path, pixels: torch.Tensor) -> Images:
+    paths = sorted(folder.rglob("*.png"))
+    sources: dict[str, Images] = {
+        "resident": Resident(pixels),
+        "hosted": Hosted(pixels, CPU),
+        "streamed": Streamed(paths, None, CPU),
+        "drawn": Drawn(Photos(pixels, "pil"), CPU),
+    }
+    return sources[request.param]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 16])
+def test_batches_in_order(source: Images, pixels: torch.Tensor, batch_size: int) -> None:
+    assert (len(source), source.size, source.device) == (COUNT, SIZE, CPU)
+    for _ in range(2):  # every pass starts over
+        batches = list(source.batches(batch_size))
+        assert [len(batch) for batch in batches] == [len(part) for part in pixels.split(batch_size)]
+        assert torch.equal(torch.cat(batches), pixels)
+
+
+@pytest.mark.parametrize("of", [[3], [0, 2, 3, 9, 10], [7, 1]])
+def test_some_of_them(source: Images, pixels: torch.Tensor, of: list[int]) -> None:
+    batches = list(source.batches(2, of=torch.tensor(of, dtype=torch.int64)))
+    assert torch.equal(torch.cat(batches), pixels[of])
+
+
+@pytest.mark.parametrize("form", ["pil", "array", "tensor", "channels first"])
+def test_items_of_a_dataset(pixels: torch.Tensor, form: str) -> None:
+    source = Drawn(Photos(pixels, form), CPU)
+    assert torch.equal(torch.cat(list(source.batches(4))), pixels)
+
+
+class Counting(Resident):
+    """Resident images that say they are not, and count what is fetched."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        super().__init__(images)
+        self.resident = None
+        self.fetched: list[int] = []
+
+    def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        assert of is not None
+        for batch, numbers in zip(super().batches(batch_size, of), of.split(batch_size), strict=True):
+            self.fetched += numbers.tolist()
+            yield batch
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, COUNT * 6 - 1), min_size=1, max_size=60),
+    count=st.integers(1, 9),
+)
+def test_windows_hold_every_patch_and_fetch_each_image_once(ids: list[int], count: int) -> None:
+    pool = torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(COUNT, 4, 6, 3).contiguous()
+    grid, patches = Grid(2, 3, 4, 6), torch.tensor(sorted(ids))
+    source = Counting(pool)
+    found = []
+    for window in windows(source, patches, grid, count):
+        assert len(window.local) <= count
+        assert torch.equal(window.pixels[:, 0, 0, 0].long(), window.images)
+        at, cell = window.local // 6, window.local % 6
+        found.append(window.images[at] * 6 + cell)
+        # bounded: the images of these patches, and those fetched ahead
+        assert len(window.pixels) <= len(window.local) + 8
+    assert torch.equal(torch.cat(found), patches)
+    assert source.fetched == sorted({patch // 6 for patch in ids})
+    resident = list(windows(Resident(pool), patches, grid, count))
+    assert all(window.pixels is pool for window in resident)
+    assert torch.equal(torch.cat([window.local for window in resident]), patches)
+
+
+def test_every_way_to_say_my_images(folder: Path, pixels: torch.Tensor) -> None:
+    names = tuple(f"part{i // 4}/{i:02d}.png" for i in range(COUNT))
+    files = [folder / name for name in names]
+    numbers = tuple(str(i) for i in range(COUNT))
+    for images, expected in (
+        (folder, names), (str(folder), names), (files, tuple(map(str, files))),
+        (pixels, numbers), (Photos(pixels, "tensor"), numbers),
+    ):  # fmt: skip
+        source, found = open_images(images, CPU)
+        assert found == expected
+        assert torch.equal(torch.cat(list(source.batches(4))), pixels)
+
+
+def test_files_stay_files_where_there_is_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = sorted(folder.rglob("*.png"))
+    needed = COUNT * SIZE[0] * SIZE[1] * 3
+    for free, kind in ((2 * needed, Resident), (2 * needed - 1, Streamed)):
+        monkeypatch.setattr(opening, "free_bytes", lambda device, free=free: free)
+        done: list[int] = []
+        assert isinstance(open_files(files, CPU, share=0.5, progress=done.append), kind)
+        assert sum(done) == COUNT
+    assert open_files(files, CPU, size=(12, 20), share=0.5).size == (12, 20)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        (3, InputError, "a folder, a list of files, a uint8 tensor or a torch Dataset"),
+        ([torch.zeros(2)], InputError, "must hold paths"),
+        ([], DataError, "no images"),
+        ("/nowhere/at/all", DataError, "no such folder"),
+        (["/nowhere/x.png"], DataError, r"/nowhere/x\.png"),
+        (torch.zeros(2, 3, 4, 4), InputError, r"uint8 \[N, H, W, 3\]"),
+    ],
+)
+def test_what_cannot_be_opened(given: object, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        open_images(given, CPU)  # type: ignore[arg-type]
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("x")
+    with pytest.raises(DataError, match="no images"):
+        open_images(tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        (torch.zeros(3, 8, 8), "leave ToTensor and Normalize out"),
+        (torch.zeros(8, 8, dtype=torch.uint8), r"\[8, 8\]"),
+        (torch.zeros(9, 8, 3, dtype=torch.uint8), "item 1 of the dataset is 9×8 pixels, item 0 is 8×8"),
+    ],
+)
+def test_items_that_are_no_images_are_named(item: torch.Tensor, told: str) -> None:
+    dataset = [torch.zeros(8, 8, 3, dtype=torch.uint8), item]
+    with pytest.raises(InputError, match=told):
+        list(Drawn(dataset, CPU).batches(2))
+
+
+@pytest.mark.gpu
+def test_hosted_images_reach_the_gpu_whole(pixels: torch.Tensor) -> None:
+    for host in (pixels, opening.pin(pixels.clone())):
+        source = Hosted(host, torch.device("cuda"))
+        batches = [batch.clone() for batch in source.batches(2)]
+        assert all(batch.is_cuda for batch in batches)
+        assert torch.equal(torch.cat(batches).cpu(), pixels)
