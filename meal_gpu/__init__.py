@@ -8,13 +8,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meal_gpu.acquisition import Query, acquire
     from meal_gpu.errors import MealGpuError
+    from meal_gpu.grid import Grid
+    from meal_gpu.ledger import Ledger
     from meal_gpu.manifold import Manifold
     from meal_gpu.ops.public import kmeans_plusplus, patch_entropy
 
 __version__ = "0.1.0"
-__all__ = ["Manifold", "MealGpuError", "Query", "acquire", "kmeans_plusplus", "patch_entropy"]
+__all__ = [
+    "Grid",
+    "Ledger",
+    "Manifold",
+    "MealGpuError",
+    "Query",
+    "acquire",
+    "kmeans_plusplus",
+    "patch_entropy",
+]
 
 _HOMES = {
+    "Grid": "meal_gpu.grid",
+    "Ledger": "meal_gpu.ledger",
     "Manifold": "meal_gpu.manifold",
     "MealGpuError": "meal_gpu.errors",
     "Query": "meal_gpu.acquisition",

@@ -9,30 +9,42 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from meal_gpu import rng, strategies
+from meal_gpu.adapters import adapt
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
+from meal_gpu.images.opening import SHARE, Given, open_images
+from meal_gpu.inference import PRECISIONS, default_precision
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Network
-from meal_gpu.ops import Ops
 from meal_gpu.ops import select as select_ops
-from meal_gpu.scoring import Advance, ImageSet, patch_features, require_finite, score_pool
+from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
 from meal_gpu.strategies.base import Selection
+
+SHARED = "shared"
+FEATURES = ("crop", SHARED)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a query is made; the manifold's are those of `Manifold.fit`."""
+    """How a query is made; the manifold's are those of `Manifold.fit`.
+
+    `features` are those of the patch's own pixels ("crop", as in the paper), or what the pass that scores the
+    whole image says of the patch ("shared", one pass for both).
+    """
 
     candidates: int = 200
+    features: str = "crop"
     seed: int = 0
     step: int = 1
     neighbors: int = 15
     min_dist: float = 0.1
     dimension: int = 2
-    precision: str = "float32"
+    build: str = "auto"
+    deterministic: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,10 +89,13 @@ class Query:
 
 
 class ScoredPool:
-    """The pool as a strategy sees it (`strategies.base.Pool`): all is computed when first asked for."""
+    """The pool as a strategy sees it (`strategies.base.Pool`): all is computed when first asked for.
+
+    Nothing here waits for the device where the images live on it; `require_finite` does, at the end.
+    """
 
     def __init__(
-        self, images: ImageSet, model: Network, ledger: Ledger, n: int, ops: Ops, settings: Settings,
+        self, images: ImageSet, model: Network, ledger: Ledger, n: int, settings: Settings,
         manifold: Manifold | None = None, advance: Advance = lambda _: None,
     ) -> None:  # fmt: skip
         self._images = images
@@ -90,17 +105,22 @@ class ScoredPool:
         self._settings = settings
         self._manifold = manifold
         self._advance = advance
-        self.unlabelled = ledger.unlabelled().to(images.images.device)
+        self.unlabelled = ledger.unlabelled().to(images.device)
         self.n = min(n, len(self.unlabelled))
-        self.ops = ops
-        self.known_scores: torch.Tensor | None = None
+        self.ops = images.ops
+        self.scored: Scored | None = None
+        self._described: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def scores(self) -> torch.Tensor:
-        if self.known_scores is None:
-            scores = score_pool(self._images, self._model, self._grid, self.ops, self._advance)
-            require_finite(scores, self._grid, self._names)
-            self.known_scores = scores
-        return self.known_scores
+        return self._scored().scores
+
+    def _scored(self) -> Scored:
+        if self.scored is None:
+            shared = self._settings.features == SHARED
+            self.scored = score_pool(
+                self._images, self._model, self._grid, features=shared, advance=self._advance
+            )
+        return self.scored
 
     def candidates(self) -> torch.Tensor:
         open_scores = self.scores()[self.unlabelled]
@@ -109,23 +129,40 @@ class ScoredPool:
         return self.unlabelled[order[: self._settings.candidates]]
 
     def features(self, patches: torch.Tensor) -> torch.Tensor:
-        return patch_features(
-            self._images.images, patches, self._model, self._grid, self.ops,
-            precision=self._settings.precision,
-        )  # fmt: skip
+        if self._settings.features == SHARED:
+            shared = self._scored().features
+            assert shared is not None
+            features = shared[patches.to(shared.device)]
+        else:
+            features = patch_features(self._images, patches, self._model, self._grid)
+        self._described.append((features, patches))
+        return features
+
+    def require_finite(self) -> None:
+        """Raises MealGpuError naming the image where a score or feature so far is not finite."""
+        if self.scored is not None:
+            require_finite(self.scored.scores, self._grid, self._names)
+        for features, patches in self._described:
+            require_finite(features.sum(dim=1), self._grid, self._names, patches)
 
     def manifold(self) -> Manifold:
         if self._manifold is None:
-            raise InputError(
-                "this strategy needs a manifold fitted on the pool: pass manifold=Manifold.fit(…)"
-            )
+            everything = torch.arange(len(self._images) * self._grid.patches_per_image)
+            features = self.features(everything)
+            self.require_finite()
+            seed = rng.integer(self._settings.seed, 0, "manifold")
+            self._manifold = self._fit(features, seed)
         return self._manifold
 
     def fit_manifold(self, features: torch.Tensor) -> Manifold:
+        return self._fit(features, rng.integer(self._settings.seed, self._settings.step, "manifold"))
+
+    def _fit(self, features: torch.Tensor, seed: int) -> Manifold:
         s = self._settings
         return Manifold.fit(
-            features, seed=rng.integer(s.seed, s.step, "manifold"), neighbors=s.neighbors,
-            min_dist=s.min_dist, dimension=s.dimension, ops=self.ops,
+            features, seed=seed, neighbors=s.neighbors, min_dist=s.min_dist, dimension=s.dimension,
+            build=s.build, deterministic=s.deterministic, check=False,
+            ops=self.ops,
         )  # fmt: skip
 
     def uniforms(self, purpose: str, n: int) -> torch.Tensor:
@@ -133,9 +170,14 @@ class ScoredPool:
 
 
 def query(pool: ScoredPool, strategy: str, ledger: Ledger) -> Query:
-    """Let `strategy` choose from `pool`. Raises MealGpuError where the model's scores are not finite."""
-    selection = strategies.get(strategy).select(pool)
-    return describe(selection, ledger, pool.known_scores)
+    """Let `strategy` choose from `pool`. Raises MealGpuError where the model's output is not finite."""
+    try:
+        selection = strategies.get(strategy).select(pool)
+    except Exception:
+        pool.require_finite()  # the cause, perhaps
+        raise
+    pool.require_finite()
+    return describe(selection, ledger, pool.scored.scores if pool.scored else None)
 
 
 def describe(selection: Selection, ledger: Ledger, scores: torch.Tensor | None) -> Query:
@@ -145,22 +187,23 @@ def describe(selection: Selection, ledger: Ledger, scores: torch.Tensor | None) 
     embedding = candidates = None
     if selection.embedded is not None and selection.embedding is not None:
         candidates = (selection.embedded.cpu(), selection.embedding.cpu())
-        row_of = {int(patch): row for row, patch in enumerate(candidates[0])}
-        embedding = candidates[1][[row_of[int(patch)] for patch in patches]]
+        ascending, order = candidates[0].sort()
+        embedding = candidates[1][order[torch.searchsorted(ascending, patches)]]
+    scores = None if scores is None else scores.cpu()
     return Query(
         patch_ids=patches,
         names=tuple(ledger.names[i] for i in image),
         boxes=torch.from_numpy(ledger.grid.boxes(patches)),
-        scores=torch.full((len(patches),), np.nan) if scores is None else scores.cpu()[patches],
+        scores=torch.full((len(patches),), np.nan) if scores is None else scores[patches],
         embedding=embedding,
-        pool_scores=None if scores is None else scores.cpu(),
+        pool_scores=scores,
         candidates=candidates,
     )
 
 
 def acquire(
-    model: Network,
-    images: torch.Tensor,
+    model: Network | nn.Module,
+    images: Given,
     n: int,
     *,
     strategy: str = "meal",
@@ -169,51 +212,77 @@ def acquire(
     seed: int = 0,
     grid: tuple[int, int] = (4, 4),
     candidates: int = 200,
-    precision: str = "float32",
+    features: str = "crop",
+    layer: str | None = None,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 8,
+    precision: str = "auto",
+    pool_share: float = SHARE,
+    device: str | torch.device | None = None,
     ops: str = "auto",
 ) -> Query:
     """Choose the n patches of a pool that a person should label next.
 
     Args:
-        model: a `meal_gpu.models.Network`, such as `meal_gpu.models.Builder("smp", classes, weights)(seed)`
-            after training; on the device of `images`.
-        images: uint8 [N, H, W, 3] RGB, on any device.
+        model: a trained network of segmentation_models_pytorch, torchvision or Hugging Face, any other
+            `nn.Module` that returns logits, or a `meal_gpu.models.Network` (see `meal_gpu.adapters.adapt`).
+        images: a folder, a list of files, a uint8 RGB tensor [N, H, W, 3], or a torch `Dataset` of such
+            images.
         n: how many patches; fewer are returned where fewer are unlabelled.
         strategy: a name in `meal_gpu.strategies.STRATEGIES`.
         ledger: says what is labelled already (and is left as it is); None: nothing.
         manifold: Φ for strategies that need it; None: fitted here on the features of every patch.
-        seed: of all draws. One seed gives one query.
+        seed: of all draws. One seed, and one ledger, give one query.
         grid: rows and columns of patches; the ledger's own where one is given.
         candidates: N_I, how many patches of highest entropy enter the second stage.
-        precision: "float32" or "bfloat16" (autocast).
-        ops: "auto", "reference" or "cuda".
+        features: "crop": of a patch's own pixels, as in the paper; "shared": of the pass that scores.
+        layer: name of the submodule whose output [B, D, h, w] gives features; None: the encoder, where
+            `adapt` knows it.
+        size: (height, width) that image files are resized to; None: that of the first.
+        batch_size: images in a forward pass.
+        precision: "float32", "bfloat16" or "float16" (autocast); "auto": bfloat16 where the hardware has it.
+        pool_share: of the free memory, for the images; files that take more are decoded anew in every pass.
+        device: where to compute; None: where the model is.
+        ops: "auto" (CUDA where it works and `device` is a GPU), "reference" or "cuda".
 
     Raises:
-        InputError: images, n or ledger that do not fit together.
+        InputError: images, n or ledger that do not fit together, or a model that cannot be adapted.
         ConfigError: an unknown strategy.
+        DataError: an image file that cannot be used; it is named.
+        UnavailableError: ops or a device that are not there.
         MealGpuError: the model's output is not finite; the image is named.
     """
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8 or not len(images):
-        raise InputError(f"images must be uint8 [N, H, W, 3], N > 0, got {images.dtype} {list(images.shape)}")
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
-    height, width = int(images.shape[1]), int(images.shape[2])
+    strategies.get(strategy)
+    for what, value, known in (
+        ("features", features, FEATURES), ("precision", precision, ("auto", *PRECISIONS)),
+    ):  # fmt: skip
+        if value not in known:
+            raise InputError(f"{what} is {value!r}; known: {', '.join(known)}")
+    network = adapt(model, layer=layer)
+    where = torch.device(device) if device is not None else _device_of(model, images)
+    source, names = open_images(images, where, size=size, share=pool_share)
     if ledger is None:
-        names = tuple(str(index) for index in range(len(images)))
-        ledger = Ledger.create(Grid(*grid, height, width), names)
-    elif (len(ledger.names), ledger.grid.height, ledger.grid.width) != (len(images), height, width):
+        ledger = Ledger.create(Grid(*grid, *source.size), names)
+    elif (len(ledger.names), ledger.grid.height, ledger.grid.width) != (len(source), *source.size):
         raise InputError(
             f"the ledger holds {len(ledger.names)} images of {ledger.grid.height}×{ledger.grid.width}, "
-            f"but {len(images)} of {height}×{width} were given"
+            f"but {len(source)} of {source.size[0]}×{source.size[1]} were given"
         )
-    chosen_ops = select_ops(ops)
-    settings = Settings(candidates=max(candidates, n), seed=seed, precision=precision)
-    if manifold is None and strategies.get(strategy).needs_manifold:
-        everything = torch.arange(len(ledger))
-        features = patch_features(images, everything, model, ledger.grid, chosen_ops, precision=precision)
-        require_finite(features.sum(dim=1), ledger.grid, ledger.names)
-        manifold = Manifold.fit(features, seed=rng.integer(seed, 0, "manifold"), ops=chosen_ops)
-    pool = ScoredPool(
-        ImageSet(images, chosen_ops, precision=precision), model, ledger, n, chosen_ops, settings, manifold
+    settings = Settings(
+        candidates=max(candidates, n), features=features, seed=seed, step=max(1, ledger.last_step() + 1)
     )
+    image_set = ImageSet(
+        source, select_ops("reference" if (ops, where.type) == ("auto", "cpu") else ops),
+        precision=default_precision(where) if precision == "auto" else precision, batch_size=batch_size,
+    )  # fmt: skip
+    pool = ScoredPool(image_set, network, ledger, n, settings, manifold)
     return query(pool, strategy, ledger)
+
+
+def _device_of(model: object, images: object) -> torch.device:
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return images.device if isinstance(images, torch.Tensor) else torch.device("cpu")

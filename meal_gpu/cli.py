@@ -58,6 +58,10 @@ def run(
     finetune: Annotated[
         bool | None, typer.Option("--finetune/--frozen", help="Train the encoder, or keep it.")
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="crop (each patch by itself), or shared (one pass)."),
+    ] = None,
     ops: Annotated[str | None, typer.Option(help="auto, reference or cuda.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     settings: Annotated[
@@ -70,7 +74,8 @@ def run(
     changes = {
         "root": str(root) if root else None, "strategy": strategy, "seed": seed, "steps": steps,
         "epochs": epochs, "final_epochs": epochs, "size": _size(size), "architecture": architecture,
-        "encoder_weights": encoder_weights, "finetune": finetune, "ops": ops, "device": device,
+        "encoder_weights": encoder_weights, "finetune": finetune, "features": features,
+        "ops": ops, "device": device,
     }  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     given |= _parse(settings or [])

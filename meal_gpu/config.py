@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -18,8 +19,10 @@ SUPERVISED = "supervised"
 _CHOICES = {
     "architecture": ("smp", "paper"),
     "keep": ("best", "last"),
-    "precision": ("auto", "float32", "bfloat16"),
+    "features": ("crop", "shared"),
+    "precision": ("auto", "float32", "bfloat16", "float16"),
     "ops": ("auto", "reference", "cuda"),
+    "manifold_build": ("auto", "exact", "brute_force_knn", "nn_descent"),
 }
 _POSITIVE = ("initial_images", "query_size", "candidates", "epochs", "validate_every", "manifold_dimension")
 
@@ -42,6 +45,7 @@ class Config:
     initial_images: int = 2  # all patches of these are labelled at step 0
     query_size: int = 32  # N
     candidates: int = 200  # N_I
+    features: str = "crop"  # of a patch's own pixels; shared: of the pass over whole images that scores them
     budget: float = 0.05  # share of the pool's patches; the number of steps is rounded to the nearest
     steps: int | None = None  # overrides budget
 
@@ -60,8 +64,12 @@ class Config:
     manifold_neighbors: int = 15
     manifold_min_dist: float = 0.1
     manifold_limit: int = 50_000  # Φ is fitted on a random subsample of larger pools
+    # Neighbours for UMAP: the library's choice, our exact search, or the library's exact or approximate one
+    manifold_build: str = "auto"
+    manifold_deterministic: bool = True  # one seed, one result; false: no seed, in parallel, faster
 
     precision: str = "auto"  # bfloat16 (autocast) where the hardware has it, float32 elsewhere
+    pool_share: float = 0.5  # of free memory; a larger pool stays in host memory, or in its files
     cache_gib: float = 3.0  # memory for what a frozen encoder computes once
     device: str = "auto"
     ops: str = "auto"
@@ -70,6 +78,12 @@ class Config:
         for key, known in _CHOICES.items():
             if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"{key} is {value!r}; known: {', '.join(known)}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device is {self.device!r}; known: auto, cpu, cuda, cuda:0, cuda:1, …")
+        if self.ops == "cuda" and self.device == "cpu":
+            raise ConfigError(
+                "ops 'cuda' cannot work with device 'cpu': use --device cuda, or --ops reference"
+            )
         least = dict.fromkeys(_POSITIVE, 1) | {
             "seed": 0, "decay_every": 0, "final_epochs": 0, "manifold_neighbors": 2,
             "batch_size": 2,  # BatchNorm cannot train on one image
@@ -89,10 +103,17 @@ class Config:
             raise ConfigError(
                 f"candidates is {self.candidates}, below query_size {self.query_size}: raise it"
             )
+        if not 0 <= self.pool_share <= 1:
+            raise ConfigError(f"pool_share is {self.pool_share}; it must be between 0 and 1")
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if not self.cache_gib >= 0:
             raise ConfigError(f"cache_gib is {self.cache_gib}; it must not be negative")
+        if self.manifold_build == "nn_descent" and self.manifold_deterministic and self.ops == "cuda":
+            raise ConfigError(
+                "manifold_build is 'nn_descent', which cuML cannot repeat: "
+                "set manifold_deterministic to false, or choose another build"
+            )
         if not 0 <= self.manifold_min_dist <= 1:
             raise ConfigError(f"manifold_min_dist is {self.manifold_min_dist}; it must be between 0 and 1")
 

@@ -6,7 +6,6 @@ import torch
 
 from meal_gpu.metrics import class_iou, mean_iou
 from meal_gpu.models import Network
-from meal_gpu.ops import Ops
 from meal_gpu.scoring import Advance, ImageSet
 
 
@@ -31,17 +30,19 @@ def evaluate(
     images: ImageSet,
     labels: torch.Tensor,
     model: Network,
-    ops: Ops,
     void: int,
     advance: Advance = lambda _: None,
 ) -> Evaluation:
-    """Compare the model's classes with `labels` uint8 [N, H, W] at full resolution; `void` counts nowhere."""
+    """Compare the model's classes with `labels` uint8 [N, H, W] at full resolution; `void` counts nowhere.
+
+    The labels may lie in host memory.
+    """
     total: torch.Tensor | None = None
-    for batch, logits in images.logits(model):
-        counts = ops.confusion(
-            logits, labels[batch], model.padded_size(images.size), model.align_corners, void
-        )
+    padded = model.padded_size(images.size)
+    for batch, output in images.outputs(model):
+        truth = labels[batch].to(images.device, non_blocking=True)
+        counts = images.ops.confusion(output.logits, truth, padded, model.align_corners, void)
         total = counts if total is None else total + counts
-        advance(len(logits))
+        advance(len(truth))
     assert total is not None, "an empty split is refused when the data is opened"
     return Evaluation(total.cpu())

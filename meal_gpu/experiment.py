@@ -4,85 +4,40 @@ Step 0 labels all patches of a few random images; step k labels the k-th query, 
 k - 1. Each step then trains from scratch on everything labelled so far and is recorded as a whole.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from meal_gpu import config as configs
-from meal_gpu import data, models, ops, rng, strategies
-from meal_gpu.acquisition import Query, ScoredPool, Settings, describe, query
+from meal_gpu import data, models, rng, strategies
+from meal_gpu.acquisition import SHARED, Query, ScoredPool, Settings, describe, query
 from meal_gpu.config import Config
-from meal_gpu.errors import ConfigError, DataError, RunError, UnavailableError
+from meal_gpu.errors import ConfigError, RunError
 from meal_gpu.evaluate import Evaluation, evaluate
+from meal_gpu.frame import nearest
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
-from meal_gpu.models import Builder, Segmenter
-from meal_gpu.ops import Ops
-from meal_gpu.oracle import Oracle
+from meal_gpu.models import Segmenter
+from meal_gpu.preparation import (
+    Experiment,
+    Monitor,
+    Silent,
+    cache_bytes,
+    initial_images,
+    is_supervised,
+    load,
+    resolve,
+)  # fmt: skip
 from meal_gpu.record import RunFolder, write
-from meal_gpu.scoring import Advance, ImageSet, patch_features
+from meal_gpu.scoring import patch_features, shared_features
 from meal_gpu.strategies.base import Selection
 from meal_gpu.timing import Stages
 from meal_gpu.train import Schedule, Trained, train
-
-
-class Monitor(Protocol):
-    """Where a run shows how far it is."""
-
-    def stage(self, text: str, total: int) -> AbstractContextManager[Advance]:
-        """Enter a stage of `total` units; the yielded function takes how many more are done."""
-        ...
-
-    def line(self, text: str) -> None: ...
-
-
-class Silent:
-    """A monitor that shows nothing."""
-
-    def stage(self, text: str, total: int) -> AbstractContextManager[Advance]:
-        return contextlib.nullcontext(lambda _: None)
-
-    def line(self, text: str) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything a run holds in memory."""
-
-    config: Config
-    dataset: data.Dataset
-    grid: Grid
-    pool: ImageSet
-    validation: ImageSet
-    validation_labels: torch.Tensor
-    oracle: Oracle
-    builder: Builder
-    ops: Ops
-    device: torch.device
-
-
-def resolve(config: Config) -> Config:
-    """Replace every "auto" by what this machine has, so that the run's record says what was used."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UnavailableError(f"device {device!r}: torch sees no GPU; use --device cpu")
-    precision = config.precision
-    if precision == "auto":
-        fast = device.startswith("cuda") or torch.cpu._is_amx_tile_supported()
-        precision = "bfloat16" if fast else "float32"
-    name = "reference" if config.ops == "auto" and device == "cpu" else ops.select(config.ops).name
-    return dataclasses.replace(config, device=device, precision=precision, ops=name)
 
 
 def run(config: Config, out: Path, *, resume: bool = False, monitor: Monitor | None = None) -> RunFolder:
@@ -108,7 +63,7 @@ def run(config: Config, out: Path, *, resume: bool = False, monitor: Monitor | N
         folder.publish_ledger()  # it may have been killed between its last step and this
     experiment = load(config, monitor)
     if folder is None:
-        folder = RunFolder.create(out, config, experiment.device)
+        folder = RunFolder.create(out, config, experiment.pool.device)
     _steps(experiment, folder, monitor)
     return folder
 
@@ -122,62 +77,6 @@ def _same(config: Config, folder: RunFolder) -> None:
         )
 
 
-def load(config: Config, monitor: Monitor) -> Experiment:
-    """Check the dataset, then load both splits, all of them, on the device."""
-    dataset = data.open_dataset(config.dataset, config.root, size=config.size)
-    for split, what in ((dataset.train, "train"), (dataset.val, "val")):
-        if not len(split) or split.labels is None:
-            raise DataError(
-                f"{dataset.root}: a run needs labelled images in both splits, and {what} has none; "
-                "to query images without labels use meal_gpu.acquire"
-            )
-    with monitor.stage("check files", len(dataset.train) + len(dataset.val)) as advance:
-        if problems := data.check(dataset, progress=advance):
-            more = f" (and {len(problems) - 1} more: meal-gpu data check)" if len(problems) > 1 else ""
-            raise DataError(problems[0].message + more)
-    device = torch.device(config.device)
-    implementation = ops.select(config.ops)
-    grid = Grid(1, 1, *dataset.size) if _is_supervised(config) else Grid(*config.grid, *dataset.size)
-    if _initial_images(config, dataset) > len(dataset.train):
-        raise ConfigError(
-            f"initial_images is {config.initial_images}, but the pool has {len(dataset.train)} images"
-        )
-    # Before the slow part: the weights may not be there
-    builder = Builder(
-        config.architecture, len(dataset.classes), config.encoder_weights,
-        seed=rng.integer(config.seed, 0, "encoder"),
-    )  # fmt: skip
-
-    def read(split: data.Split, what: str) -> tuple[torch.Tensor, torch.Tensor]:
-        with monitor.stage(f"load {what}", 2 * len(split)) as advance:
-            images = data.load_images(split, dataset.size, device=device, progress=advance)
-            return images, data.load_labels(split, dataset, device=device, progress=advance)
-
-    def image_set(images: torch.Tensor) -> ImageSet:
-        return ImageSet(images, implementation, precision=config.precision, cache_bytes=_cache_bytes(config))
-
-    images, labels = read(dataset.train, "pool")
-    val_images, val_labels = read(dataset.val, "validation")
-    oracle = Oracle(images, labels, grid, implementation, data.VOID)
-    return Experiment(
-        config, dataset, grid, image_set(images), image_set(val_images), val_labels, oracle, builder,
-        implementation, device,
-    )  # fmt: skip
-
-
-def _cache_bytes(config: Config) -> int:
-    """A third each for the pool, the validation images and the labelled patches."""
-    return int(config.cache_gib * 2**30 / 3)
-
-
-def _is_supervised(config: Config) -> bool:
-    return config.strategy == configs.SUPERVISED
-
-
-def _initial_images(config: Config, dataset: data.Dataset) -> int:
-    return len(dataset.train) if _is_supervised(config) else config.initial_images
-
-
 def initial_patches(grid: Grid, images: int, count: int, seed: int) -> torch.Tensor:
     """All patches of `count` random images, ascending. It depends on the seed alone, not on the strategy."""
     drawn = rng.stream(seed, 0, "initial images").choice(images, count, replace=False)
@@ -188,16 +87,16 @@ def initial_patches(grid: Grid, images: int, count: int, seed: int) -> torch.Ten
 def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> None:
     config, grid = experiment.config, experiment.grid
     done = len(folder.completed())
-    initial = _initial_images(config, experiment.dataset)
+    initial = initial_images(config, experiment.dataset)
     first = initial_patches(grid, len(experiment.pool), initial, config.seed)
     pool_size = len(experiment.pool) * grid.patches_per_image
     last = config.number_of_steps(pool_size, len(first))
     if done:
-        ledger = Ledger.read(folder.step(done - 1) / "ledger.parquet")
+        ledger = Ledger.read(folder.step(done - 1) / "ledger.parquet", device=nearest(experiment.pool.device))
         if (ledger.names, ledger.grid) != (experiment.dataset.train.names, grid):
             raise RunError(f"{folder.path} was made on other images than {experiment.dataset.root} now holds")
     else:
-        ledger = Ledger.create(grid, experiment.dataset.train.names)
+        ledger = Ledger.create(grid, experiment.dataset.train.names, device=nearest(experiment.pool.device))
     if done > last:
         return
     model: Segmenter | None = None
@@ -205,12 +104,12 @@ def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> None:
         model = _new_model(experiment, done - 1)
         models.load(model, folder.step(done - 1) / "model.safetensors")
     manifold = None
-    if not _is_supervised(config) and strategies.get(config.strategy).needs_manifold:
+    if not is_supervised(config) and strategies.get(config.strategy).needs_manifold:
         manifold = _manifold(experiment, folder, monitor)
     for step in range(done, last + 1):
         if step and not len(ledger.unlabelled()):
             break
-        stages = Stages()
+        stages = Stages(experiment.pool.device)
         with stages("acquire"):
             if model is None:
                 chosen = describe(Selection(first), ledger, None)
@@ -232,7 +131,9 @@ def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> None:
 
 def _new_model(experiment: Experiment, step: int) -> Segmenter:
     """From scratch: the pretrained encoder and a fresh decoder."""
-    model = experiment.builder(rng.integer(experiment.config.seed, step, "decoder")).to(experiment.device)
+    model = experiment.builder(rng.integer(experiment.config.seed, step, "decoder")).to(
+        experiment.pool.device
+    )
     if not experiment.config.finetune:
         model.freeze_encoder()
     return model
@@ -242,19 +143,23 @@ def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Ma
     """Φ of the run: stored, or fitted on every patch with the pretrained encoder (Step 0)."""
     config, target = experiment.config, folder.path / "manifold"
     if target.exists():
-        return Manifold.load(target / "umap.safetensors", device=str(experiment.device), ops=experiment.ops)
-    stages = Stages()
+        return Manifold.load(
+            target / "umap.safetensors", device=str(experiment.pool.device), ops=experiment.pool.ops
+        )
+    stages = Stages(experiment.pool.device)
     patches = torch.arange(len(experiment.pool) * experiment.grid.patches_per_image)
     with monitor.stage("features of the pool", len(patches)) as advance, stages("features"):
-        features = patch_features(
-            experiment.pool.images, patches, _new_model(experiment, 0), experiment.grid, experiment.ops,
-            precision=config.precision, advance=advance,
-        )  # fmt: skip
+        model = _new_model(experiment, 0)
+        if config.features == SHARED:
+            features = shared_features(experiment.pool, model, experiment.grid, advance)
+        else:
+            features = patch_features(experiment.pool, patches, model, experiment.grid, advance)
     with monitor.stage("fit the manifold", 1) as advance, stages("fit"):
         manifold = Manifold.fit(
             features, seed=rng.integer(config.seed, 0, "manifold"), neighbors=config.manifold_neighbors,
             min_dist=config.manifold_min_dist, dimension=config.manifold_dimension,
-            limit=config.manifold_limit, ops=experiment.ops,
+            limit=config.manifold_limit, build=config.manifold_build,
+            deterministic=config.manifold_deterministic, ops=experiment.pool.ops,
         )  # fmt: skip
         advance(1)
     trust = manifold.trustworthiness()
@@ -264,8 +169,9 @@ def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Ma
         whole = len(manifold.rows) == len(patches)
         everything.set_embedding(patches, manifold.embedding if whole else manifold.transform(features))
         everything.frame.drop(columns=["step", "score"]).to_parquet(aside / "pool.parquet", index=False)
-    folder.log("manifold", rows=len(manifold.rows), trustworthiness=round(trust, 4), seconds=stages.seconds)
-    monitor.line(f"manifold: UMAP of {len(manifold.rows)} patches, trustworthiness {trust:.3f}")
+    fitted = {"rows": len(manifold.rows), "library": manifold.library, "trustworthiness": round(trust, 4)}
+    folder.log("manifold", **fitted, seconds=stages.seconds)
+    monitor.line(f"manifold: {manifold.library} on {len(manifold.rows)} patches, trustworthiness {trust:.3f}")
     return manifold
 
 
@@ -276,12 +182,11 @@ def _acquire(
     config = experiment.config
     settings = Settings(
         candidates=config.candidates, seed=config.seed, step=step, neighbors=config.manifold_neighbors,
-        min_dist=config.manifold_min_dist, dimension=config.manifold_dimension, precision=config.precision,
+        min_dist=config.manifold_min_dist, dimension=config.manifold_dimension, features=config.features,
+        build=config.manifold_build, deterministic=config.manifold_deterministic,
     )  # fmt: skip
     with monitor.stage(f"step {step}: query", len(experiment.pool)) as advance:
-        pool = ScoredPool(
-            experiment.pool, model, ledger, config.query_size, experiment.ops, settings, manifold, advance
-        )
+        pool = ScoredPool(experiment.pool, model, ledger, config.query_size, settings, manifold, advance)
         chosen = query(pool, config.strategy, ledger)
     if chosen.pool_scores is not None:
         ledger.set_scores(chosen.pool_scores)
@@ -299,23 +204,18 @@ def _train(
     schedule = Schedule(
         epochs=epochs, batch_size=config.batch_size, learning_rate=config.learning_rate,
         decay_every=config.decay_every, keep=config.keep, validate_every=config.validate_every,
-        precision=config.precision, cache_bytes=_cache_bytes(config),
+        precision=config.precision, cache_bytes=cache_bytes(config),
     )  # fmt: skip
 
     def validate() -> Evaluation:
         with stages("validate"):
-            return evaluate(
-                experiment.validation, experiment.validation_labels, model, experiment.ops, data.VOID
-            )
+            return evaluate(experiment.validation, experiment.validation_labels, model, data.VOID)
 
     with monitor.stage(f"step {step}: train", epochs) as advance, stages("train"):
-        trained = train(
+        return train(
             model, ledger.labelled(), experiment.oracle, schedule, seed=config.seed, step=step,
             validate=validate, advance=advance,
         )  # fmt: skip
-    # Validation happens inside training; report the two apart
-    stages.seconds["train"] -= stages.seconds.get("validate", 0.0)
-    return trained
 
 
 def _known(figure: float) -> float | None:

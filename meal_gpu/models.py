@@ -33,22 +33,18 @@ class Encoded(NamedTuple):
 
 
 class Output(NamedTuple):
-    """`logits` [B, C, H'/4, W'/4] and `features` [B, D], the mean of the encoder's last stage."""
+    """`logits` [B, C, h, w] and `features` [B, D, h', w'], the encoder's last stage."""
 
     logits: torch.Tensor
     features: torch.Tensor
 
 
-def pool_features(deep: torch.Tensor) -> torch.Tensor:
-    """[B, D, h, w] of any float dtype -> [B, D] float32, the global average."""
-    return deep.mean(dim=(2, 3), dtype=torch.float32)
-
-
 class Network(Protocol):
     """What scoring asks of a model: called on normalised [B, 3, H, W] images, it returns an `Output`.
 
-    The logits have any lower resolution; they span `padded_size((H, W))` pixels, upsampled bilinearly with
-    `align_corners`. `mean` and `std` are those of the normalisation, for values in 0..1.
+    Logits and features have any lower resolution; they span `padded_size((H, W))` pixels, and the logits are
+    upsampled bilinearly with `align_corners`. `features` gives the second part of the output alone. `mean`
+    and `std` are those of the normalisation, for values in 0..1.
     """
 
     align_corners: bool
@@ -58,6 +54,8 @@ class Network(Protocol):
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]: ...
 
     def __call__(self, images: torch.Tensor, /) -> Output: ...
+
+    def features(self, images: torch.Tensor, /) -> torch.Tensor: ...
 
     def eval(self) -> Any: ...
 
@@ -95,9 +93,12 @@ class Segmenter(nn.Module):
         logits: torch.Tensor = self.classifier(decoded)
         return logits
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.encode(images).deep
+
     def forward(self, images: torch.Tensor) -> Output:
         encoded = self.encode(images)
-        return Output(self.decode(encoded), pool_features(encoded.deep))
+        return Output(self.decode(encoded), encoded.deep)
 
     def freeze_encoder(self) -> None:
         """The encoder's weights and its BatchNorm statistics stay as they are, also in train mode."""

@@ -1,123 +1,216 @@
 """Images through the model: pool scores, patch features and the logits that evaluation reads."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from meal_gpu.errors import MealGpuError
 from meal_gpu.grid import Grid
-from meal_gpu.models import Encoded, Network, Segmenter, pool_features
+from meal_gpu.images.sources import Images, Resident, windows
+from meal_gpu.inference import Graphed, autocast, for_inference
+from meal_gpu.models import Encoded, Network, Output, Segmenter
 from meal_gpu.ops import Ops
 
 Advance = Callable[[int], None]
 
+_PATCH_BATCH = 32
+# A capture costs some passes of its own
+_GRAPH_FROM = 8
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The mixed precision of the forward passes: "float32" leaves them alone."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+class Scored(NamedTuple):
+    """`scores` [P] float32, the mean entropy in nats by patch id; `features` [P, D] float32, or None."""
+
+    scores: torch.Tensor
+    features: torch.Tensor | None
 
 
 class ImageSet:
-    """Resident uint8 images [N, H, W, 3] that pass through a network in fixed batches.
+    """Images of a pool that pass through a network in fixed batches.
 
     With a frozen encoder its outputs are kept, up to `cache_bytes`, because they never change: only the
     decoder runs from the second pass on. What does not fit is computed again each time, with equal bits.
     All frozen networks of one set must share their encoder's weights.
+
+    Args:
+        images: a source, or a uint8 tensor [N, H, W, 3] on the device that computes.
     """
 
     def __init__(
-        self, images: torch.Tensor, ops: Ops, *, precision: str = "float32", batch_size: int = 8,
+        self, images: Images | torch.Tensor, ops: Ops, *, precision: str = "float32", batch_size: int = 8,
         cache_bytes: int = 0,
     ) -> None:  # fmt: skip
-        self.images = images
-        self.size = (int(images.shape[1]), int(images.shape[2]))
-        self._ops = ops
+        self.images: Images = Resident(images) if isinstance(images, torch.Tensor) else images
+        self.size = self.images.size
+        self.device = self.images.device
+        self.ops = ops
         self._whole = Grid(1, 1, *self.size)
-        self._precision = precision
+        self.precision = precision
         self._batch_size = batch_size
         self._free_bytes = cache_bytes
-        self._encoded: dict[int, Encoded] = {}
+        self._encoded: list[Encoded] = []  # of the first batches
 
     def __len__(self) -> int:
         return len(self.images)
 
     @torch.inference_mode()
-    def logits(self, model: Network) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield (images, [B, C, h, w]) batch by batch, in order; the model is put in eval mode."""
-        model.eval()
-        for start in range(0, len(self), self._batch_size):
-            batch = slice(start, min(start + self._batch_size, len(self)))
-            with autocast(self.images.device, self._precision):
-                if isinstance(model, Segmenter) and model.frozen:
-                    logits = model.decode(self._encode(model, batch))
-                else:
-                    logits = model(self._normalised(model, batch)).logits
-            yield batch, logits
+    def outputs(self, model: Network) -> Iterator[tuple[slice, Output]]:
+        """Yield (images, logits and features) batch by batch, in order."""
+        ready = for_inference(model, self.precision)
+        if isinstance(ready, Segmenter) and ready.frozen:
+            for batch, encoded in self._encodings(ready):
+                with autocast(self.device, self.precision):
+                    logits = ready.decode(encoded)
+                yield batch, Output(logits, encoded.deep)
+            return
+        graphed: Graphed | None = None
+        for batch, pixels in self._normalised(ready):
+            if graphed is None and self._worth_a_graph(ready):
+                graphed = Graphed(ready, pixels, self.precision)
+            if graphed is not None:
+                yield batch, graphed(pixels)
+                continue
+            with autocast(self.device, self.precision):
+                output = ready(pixels)
+            yield batch, output
 
-    def _normalised(self, model: Network, batch: slice) -> torch.Tensor:
-        ids = torch.arange(batch.start, batch.stop)
-        return self._ops.gather_patches(self.images, None, ids, self._whole, model.mean, model.std, 0).pixels
+    def _worth_a_graph(self, model: Network) -> bool:
+        # A user's own network may wait for the device, which a capture cannot hold
+        many = len(self) >= _GRAPH_FROM * self._batch_size
+        return many and self.device.type == "cuda" and isinstance(model, Segmenter)
 
-    def _encode(self, model: Segmenter, batch: slice) -> Encoded:
-        if (kept := self._encoded.get(batch.start)) is not None:
-            return kept
-        encoded = model.encode(self._normalised(model, batch))
-        size = sum(part.nbytes for part in encoded)
-        if size <= self._free_bytes:
-            self._free_bytes -= size
-            self._encoded[batch.start] = encoded
-        return encoded
+    @torch.inference_mode()
+    def feature_maps(self, model: Network) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (images, [B, D, h', w']) batch by batch, without the decoder."""
+        ready = for_inference(model, self.precision)
+        if isinstance(ready, Segmenter) and ready.frozen:
+            for batch, encoded in self._encodings(ready):
+                yield batch, encoded.deep
+            return
+        for batch, pixels in self._normalised(ready):
+            with autocast(self.device, self.precision):
+                features = ready.features(pixels)
+            yield batch, features
+
+    def _normalised(self, model: Network, first: int = 0) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Batches as the network takes them, from image `first` on."""
+        ids = torch.arange(self._batch_size, device=self.device)
+        rest = torch.arange(first, len(self)) if first else None
+        for images in self.images.batches(self._batch_size, of=rest):
+            pixels = self.ops.gather_patches(
+                images, None, ids[: len(images)], self._whole, model.mean, model.std, 0
+            ).pixels
+            yield slice(first, first + len(images)), pixels
+            first += len(images)
+
+    def _encodings(self, model: Segmenter) -> Iterator[tuple[slice, Encoded]]:
+        done = 0
+        for encoded in list(self._encoded):
+            yield slice(done, done + len(encoded.deep)), encoded
+            done += len(encoded.deep)
+        if done == len(self):
+            return
+        keeps = True
+        for batch, pixels in self._normalised(model, done):
+            with autocast(self.device, self.precision):
+                encoded = model.encode(pixels)
+            size = sum(part.nbytes for part in encoded)
+            if keeps := keeps and size <= self._free_bytes:
+                self._free_bytes -= size
+                self._encoded.append(encoded)
+            yield batch, encoded
 
 
 def score_pool(
-    pool: ImageSet, model: Network, grid: Grid, ops: Ops, advance: Advance = lambda _: None
-) -> torch.Tensor:
-    """[N * patches per image] float32: the mean entropy of every patch, in nats (MEAL, step 1).
+    pool: ImageSet, model: Network, grid: Grid, *, features: bool = False, advance: Advance = lambda _: None
+) -> Scored:
+    """The mean entropy of every patch (MEAL, step 1), and with `features` their features, in one pass.
 
-    Whole images pass through the model, so that a patch is scored with its surroundings.
+    Whole images pass through the model, so that a patch is scored, and described, with its surroundings.
     """
-    scores = torch.empty((len(pool), grid.patches_per_image), device=pool.images.device)
-    for batch, logits in pool.logits(model):
-        scores[batch] = ops.patch_entropy(logits, grid, model.padded_size(pool.size), model.align_corners)
-        advance(len(logits))
-    return scores.flatten()
+    scores = torch.empty((len(pool), grid.patches_per_image), device=pool.device)
+    padded = model.padded_size(pool.size)
+    parts: list[torch.Tensor] = []
+    for batch, output in pool.outputs(model):
+        scores[batch] = pool.ops.patch_entropy(output.logits, grid, padded, model.align_corners)
+        if features:
+            parts.append(pool_patches(output.features, grid, padded))
+        advance(len(output.logits))
+    return Scored(scores.flatten(), torch.cat(parts).flatten(0, 1) if features else None)
+
+
+def shared_features(
+    pool: ImageSet, model: Network, grid: Grid, advance: Advance = lambda _: None
+) -> torch.Tensor:
+    """[P, D] float32: every patch's part of the encoder's last stage on the whole image, averaged."""
+    padded = model.padded_size(pool.size)
+    parts = []
+    for batch, maps in pool.feature_maps(model):
+        parts.append(pool_patches(maps, grid, padded))
+        advance(grid.patches_per_image * (batch.stop - batch.start))
+    return torch.cat(parts).flatten(0, 1)
 
 
 @torch.inference_mode()
 def patch_features(
-    images: torch.Tensor,
-    patches: torch.Tensor,
-    model: Network,
-    grid: Grid,
-    ops: Ops,
-    *,
-    precision: str = "float32",
-    batch_size: int = 32,
-    advance: Advance = lambda _: None,
+    pool: ImageSet, patches: torch.Tensor, model: Network, grid: Grid, advance: Advance = lambda _: None
 ) -> torch.Tensor:
     """[M] patch ids -> [M, D] float32: each patch's own pixels through the encoder, globally averaged."""
-    model.eval()
+    ready = for_inference(model, pool.precision)
+    # In ascending order, for images that come from elsewhere one after the other
+    ascending, order = patches.to(pool.device).sort(stable=True)
     parts = []
-    for ids in torch.split(patches, batch_size):
-        pixels = ops.gather_patches(images, None, ids, grid, model.mean, model.std, 0).pixels
-        with autocast(images.device, precision):
-            parts.append(encode_features(model, pixels))
-        advance(len(ids))
-    return torch.cat(parts)
+    for window in windows(pool.images, ascending, grid, _PATCH_BATCH):
+        pixels = pool.ops.gather_patches(
+            window.pixels, None, window.local, grid, ready.mean, ready.std, 0
+        ).pixels
+        with autocast(pool.device, pool.precision):
+            parts.append(pool_features(ready.features(pixels)))
+        advance(len(window.local))
+    features = torch.cat(parts)
+    return torch.empty_like(features).index_copy_(0, order, features)
 
 
-def encode_features(model: Network, pixels: torch.Tensor) -> torch.Tensor:
-    """[B, 3, h, w] -> [B, D] float32, without the decoder where the model lets itself be split."""
-    if isinstance(model, Segmenter):
-        return pool_features(model.encode(pixels).deep)
-    return model(pixels).features.float()
+def pool_features(maps: torch.Tensor) -> torch.Tensor:
+    """[B, D, h, w] of any float dtype -> [B, D] float32, the global average."""
+    return maps.mean(dim=(2, 3), dtype=torch.float32)
 
 
-def require_finite(scores: torch.Tensor, grid: Grid, names: tuple[str, ...]) -> None:
-    """[P] per patch of the pool. Raises MealGpuError naming the first image with one that is not finite."""
-    if not bool(scores.isfinite().all()):
-        patch = int((~scores.isfinite()).nonzero()[0])
+def pool_patches(maps: torch.Tensor, grid: Grid, padded: tuple[int, int]) -> torch.Tensor:
+    """[B, D, h, w], spanning `padded` pixels -> [B, patches, D] float32: the average over each patch's area.
+
+    A cell counts with the share of it that lies in the patch, so that any grid goes with any stride.
+    """
+    rows = _overlaps(grid.rows, grid.patch_height, grid.height, maps.shape[2], padded[0], maps.device)
+    columns = _overlaps(grid.columns, grid.patch_width, grid.width, maps.shape[3], padded[1], maps.device)
+    return torch.einsum("ry,bdyx,cx->brcd", rows, maps.float(), columns).flatten(1, 2)
+
+
+@cache
+def _overlaps(
+    parts: int, part: int, length: int, cells: int, padded: int, device: torch.device
+) -> torch.Tensor:
+    """[parts, cells] float32: which share of a part of the axis lies in each cell."""
+    low = torch.arange(parts, dtype=torch.float64)[:, None] * part
+    high = (low + part).clamp(max=length)
+    edges = torch.arange(cells + 1, dtype=torch.float64) * padded / cells
+    overlap = torch.minimum(high, edges[1:]) - torch.maximum(low, edges[:-1])
+    return (overlap.clamp(min=0) / (high - low)).to(device, torch.float32, non_blocking=True)
+
+
+def require_finite(
+    values: torch.Tensor, grid: Grid, names: tuple[str, ...], patches: torch.Tensor | None = None
+) -> None:
+    """Values [M] of `patches` [M], or [P] of all, that must be finite.
+
+    Raises:
+        MealGpuError: naming the first image with one that is not.
+    """
+    if not bool(values.isfinite().all()):
+        row = int((~values.isfinite()).nonzero()[0])
+        patch = row if patches is None else int(patches[row])
         image = names[patch // grid.patches_per_image]
         raise MealGpuError(
             f"{image}: the model's output is NaN or infinite (patch {patch}); check its weights"

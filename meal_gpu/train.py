@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from meal_gpu import rng
 from meal_gpu.errors import InputError
 from meal_gpu.evaluate import Evaluation
+from meal_gpu.inference import autocast
 from meal_gpu.models import Encoded, Segmenter
 from meal_gpu.ops import Patches
 from meal_gpu.oracle import Oracle
-from meal_gpu.scoring import Advance, autocast
+from meal_gpu.scoring import Advance
+
+_PIXEL_BYTES = 3 * 4 + 1  # float32 colours and a label
 
 
 @dataclass(frozen=True)
@@ -139,13 +142,21 @@ def cross_entropy(model: Segmenter, logits: torch.Tensor, labels: torch.Tensor, 
 
 
 class _Batches:
-    """Encoded patches with their labels. A frozen encoder runs once over all patches where they fit."""
+    """Encoded patches with their labels. A frozen encoder runs once over all patches where they fit.
+
+    Patches of images that do not live on the device are fetched once, where they fit.
+    """
 
     def __init__(self, model: Segmenter, patches: torch.Tensor, oracle: Oracle, schedule: Schedule) -> None:
         self._model = model
         self._patches = patches
         self._oracle = oracle
         self._kept: tuple[Encoded, torch.Tensor] | None = None
+        self._revealed: Patches | None = None
+        grid = oracle.grid
+        size = len(patches) * grid.patch_height * grid.patch_width * _PIXEL_BYTES
+        if oracle.images.resident is None and size <= schedule.cache_bytes:
+            self._revealed = oracle.reveal(patches, model)
         if not model.frozen:
             return
         model.eval()
@@ -167,6 +178,11 @@ class _Batches:
         return Encoded(*(part[at] for part in encoded)), labels[at]
 
     def _reveal(self, rows: torch.Tensor) -> Patches:
+        if self._revealed is not None:
+            pixels, labels = self._revealed
+            assert labels is not None
+            at = rows.to(pixels.device)
+            return Patches(pixels[at], labels[at])
         return self._oracle.reveal(self._patches[rows], self._model)
 
     def _encode(self, patches: Patches) -> tuple[Encoded, torch.Tensor]:

@@ -7,18 +7,25 @@ from meal_gpu.models import Builder, Segmenter
 
 
 def calibrated(builder: Builder, seed: int) -> Segmenter:
-    """A network whose BatchNorm statistics fit its activations, in eval mode.
+    """A network of ours whose BatchNorm statistics fit its activations, in eval mode."""
+    model = builder(seed)
+    settle(model)
+    with torch.no_grad():
+        model.classifier.weight.mul_(4)
+    return model
+
+
+def settle(model: nn.Module) -> None:
+    """Let BatchNorm statistics fit the activations, and leave the model in eval mode.
 
     With those of a fresh network activations fade layer by layer, and all logits are equal.
     """
-    model = builder(seed)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         model.train()(torch.randn(4, 3, 64, 64))
-        model.classifier.weight.mul_(4)
     for norm in norms:
         norm.momentum = 0.1
-    return model.eval()
+    model.eval()

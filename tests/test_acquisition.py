@@ -11,7 +11,7 @@ import pytest
 import torch
 from networks import calibrated
 
-from meal_gpu import rng
+from meal_gpu import memory, ops, rng
 from meal_gpu.acquisition import Query, ScoredPool, Settings, acquire
 from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableError
 from meal_gpu.grid import Grid
@@ -19,7 +19,7 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import reference
-from meal_gpu.scoring import ImageSet, patch_features, score_pool
+from meal_gpu.scoring import ImageSet, Scored, patch_features, score_pool
 from meal_gpu.strategies import STRATEGIES
 
 GRID = Grid(2, 4, 32, 64)
@@ -43,13 +43,13 @@ def model() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def manifold(model: Segmenter) -> Manifold:
-    return Manifold.fit(patch_features(IMAGES, torch.arange(48), model, GRID, reference), seed=0)
+    return Manifold.fit(patch_features(ImageSet(IMAGES, reference), torch.arange(48), model, GRID), seed=0)
 
 
 def ask(
     model: Segmenter, n: int, strategy: str, manifold: Manifold | None = None, **arguments: object
 ) -> Query:
-    given = {"grid": (2, 4), "candidates": 20, "ops": "reference"} | arguments
+    given = {"grid": (2, 4), "candidates": 20, "ops": "reference", "precision": "float32"} | arguments
     return acquire(model, IMAGES, n, strategy=strategy, manifold=manifold, **given)  # type: ignore[arg-type]
 
 
@@ -77,7 +77,7 @@ def test_scores_and_candidates_are_those_of_the_pool(
     strategy: str, model: Segmenter, manifold: Manifold
 ) -> None:
     query = ask(model, 5, strategy, manifold)
-    scores = score_pool(ImageSet(IMAGES, reference), model, GRID, reference)
+    scores = score_pool(ImageSet(IMAGES, reference), model, GRID).scores
     assert query.pool_scores is not None
     assert torch.equal(query.pool_scores, scores)
     assert torch.equal(query.scores, scores[query.patch_ids])
@@ -89,7 +89,7 @@ def test_scores_and_candidates_are_those_of_the_pool(
     assert query.candidates is not None
     assert torch.equal(query.candidates[0], best)
     if strategy == "meal":
-        features = patch_features(IMAGES, best, model, GRID, reference)
+        features = patch_features(ImageSet(IMAGES, reference), best, model, GRID)
         assert torch.equal(query.candidates[1], manifold.transform(features))
     assert query.embedding is not None
     rows = [best.tolist().index(int(patch)) for patch in query.patch_ids]
@@ -99,8 +99,8 @@ def test_scores_and_candidates_are_those_of_the_pool(
 def test_candidates_are_the_highest_unlabelled_and_ties_go_to_the_lower_id(model: Segmenter) -> None:
     ledger = Ledger.create(GRID, NAMES)
     ledger.label(torch.arange(5, 11), step=0)
-    pool = ScoredPool(ImageSet(IMAGES, reference), model, ledger, 4, reference, Settings(candidates=30))
-    pool.known_scores = torch.arange(48).remainder(3).float()  # three scores, sixteen patches each
+    pool = ScoredPool(ImageSet(IMAGES, reference), model, ledger, 4, Settings(candidates=30))
+    pool.scored = Scored(torch.arange(48).remainder(3).float(), None)  # three scores, sixteen patches each
     expected = [patch for rest in (2, 1, 0) for patch in range(48) if patch % 3 == rest]
     assert pool.candidates().tolist() == [patch for patch in expected if not 5 <= patch < 11][:30]
 
@@ -228,11 +228,15 @@ def test_ops_that_cannot_work_here_are_not_replaced_in_silence(model: Segmenter)
         ask(model, 3, "entropy", ops="cuda")
 
 
-def test_a_strategy_that_needs_the_manifold_says_so(model: Segmenter) -> None:
-    ledger = Ledger.create(GRID, NAMES)
-    pool = ScoredPool(ImageSet(IMAGES, reference), model, ledger, 3, reference, Settings())
-    with pytest.raises(InputError, match=r"pass manifold=Manifold\.fit"):
-        pool.manifold()
+def test_images_on_the_cpu_stay_there(model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine with a GPU, whose ops cannot read them."""
+    monkeypatch.setattr(ops, "why_not_cuda", lambda: None)
+    monkeypatch.setattr(memory, "share_allocator", lambda: None)
+    assert len(ask(model, 3, "entropy", ops="auto")) == 3
+    with pytest.raises(
+        InputError, match="need arrays on a GPU, these are on cpu: move them, or use ops='auto'"
+    ):
+        ask(model, 3, "entropy", ops="cuda")
 
 
 def test_nothing_that_acquisition_takes_can_hold_a_label() -> None:

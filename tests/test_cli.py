@@ -1,12 +1,15 @@
 """The commands as a user calls them."""
 
+import importlib.util
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from meal_gpu import cli
 from meal_gpu.config import Config
 
 MEAL = [sys.executable, "-m", "meal_gpu"]
@@ -42,8 +45,8 @@ def test_help_imports_no_torch() -> None:
         (["run", "--set", "epochs=0"], "epochs is 0; it must be at least 1"),
         (["run", "--resume"], "--resume needs --out"),
         (["run", "--resume", "--out", "nowhere"], "nowhere holds no run"),
-        (["run", "--ops", "cuda"], "ops 'cuda' cannot work here"),
-        (["run", "--device", "cuda"], "use --device cpu"),
+        (["run", "--ops", "cuda", "--device", "cpu"], "cannot work with device 'cpu': use --device cuda, or"),
+        (["run", "--device", "gpu"], "device is 'gpu'; known: auto, cpu, cuda"),
         (["run", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["run", "--encoder-weights", "nowhere.safetensors"], "nowhere.safetensors: no such weight file"),
         (["run", "--dataset", "cityscapes", "--root", "nowhere"], "nowhere"),
@@ -57,6 +60,51 @@ def test_mistakes_are_one_clear_line(arguments: list[str], words: str, scenes: P
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--ops", "cuda"],
+            "meal-gpu: ops 'cuda' cannot work here: torch sees no NVIDIA GPU (check nvidia-smi and the "
+            "driver). Use --ops reference meanwhile.",
+        ),
+        (["--device", "cuda"], "meal-gpu: device 'cuda': torch sees no GPU; use --device cpu"),
+        (["--device", "cuda:1", "--ops", "cuda"], "device 'cuda:1': torch sees no GPU; use --device cpu"),
+    ],
+)
+def test_what_cannot_be_had_without_a_gpu_is_one_clear_line(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    done = call("run", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", [[], ["--device", "cuda"]])
+def test_a_gpu_without_cupy_says_what_to_install(
+    device: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cupy" else find(name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["meal-gpu", "run", "--ops", "cuda", *device])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        "meal-gpu: ops 'cuda' cannot work here: CuPy is not installed: pip install 'meal-gpu[cuda13]'. "
+        "Use --ops reference meanwhile.\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -187,6 +187,12 @@ def test_wrong_types(key: str, value: Any, expected: str) -> None:
         ({"keep": "worst"}, ("'worst'", "best, last")),
         ({"precision": "half"}, ("'half'", "auto, float32, bfloat16")),
         ({"ops": "gpu"}, ("'gpu'", "auto, reference, cuda")),
+        ({"device": "gpu"}, ("'gpu'", "auto, cpu, cuda, cuda:0")),
+        ({"device": "cuda:"}, ("'cuda:'", "known")),
+        (
+            {"device": "cpu", "ops": "cuda"},
+            ("ops 'cuda'", "device 'cpu'", "--device cuda", "--ops reference"),
+        ),
     ],
 )
 def test_impossible_values_name_what_was_given_and_what_is_possible(

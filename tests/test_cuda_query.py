@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import calibrated
 
-from meal_gpu import ops
+from meal_gpu import memory, ops
 from meal_gpu.acquisition import acquire
 from meal_gpu.evaluate import evaluate
 from meal_gpu.models import Builder, Segmenter
@@ -29,6 +29,7 @@ def test_the_kernels_answer_a_query(
     strategy: str, model: Segmenter, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops, "why_not_cuda", lambda: None)
+    monkeypatch.setattr(memory, "share_allocator", lambda: None)
     expected, actual = (
         acquire(model, images, 8, strategy=strategy, grid=(2, 4), candidates=24, ops=name)
         for name in ("reference", "cuda")
@@ -47,7 +48,7 @@ def test_the_kernels_answer_a_query(
 def test_the_kernels_count_what_the_reference_counts(model: Segmenter, images: torch.Tensor) -> None:
     labels = torch.randint(4, images.shape[:3], generator=torch.Generator().manual_seed(1)).to(images)
     expected, actual = (
-        evaluate(ImageSet(images, implementation, batch_size=4), labels, model, implementation, void=3)
+        evaluate(ImageSet(images, implementation, batch_size=4), labels, model, void=3)
         for implementation in (reference, cuda)
     )
     # but for pixels between two classes, where the last digit decides

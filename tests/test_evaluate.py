@@ -25,7 +25,7 @@ def test_evaluation_equals_the_pipeline_by_hand(size: tuple[int, int], batch_siz
     model = calibrated(Builder("smp", 4, "none"), 0)
     done: list[int] = []
     pool = ImageSet(images, reference, batch_size=batch_size)
-    evaluation = evaluate(pool, labels, model, reference, VOID, done.append)
+    evaluation = evaluate(pool, labels, model, VOID, done.append)
     counts = torch.zeros(4, 4, dtype=torch.int64)
     for start in range(0, 3, batch_size):
         part = slice(start, start + batch_size)

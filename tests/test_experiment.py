@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from meal_gpu import config as configs
-from meal_gpu import data, experiment
+from meal_gpu import data, experiment, rng
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
+from meal_gpu.models import Builder
 
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
 
@@ -105,7 +106,7 @@ def test_frozen_and_finetuned_differ_in_the_encoder(tiny: Config, tmp_path: Path
     frozen = experiment.run(tiny.replace(steps=0, strategy="random"), tmp_path / "a").path
     tuned = experiment.run(tiny.replace(steps=0, strategy="random", finetune=True), tmp_path / "b").path
     first, second = (load_file(p / "steps/000/model.safetensors") for p in (frozen, tuned))
-    start = experiment.Builder("smp", 19, "none", seed=experiment.rng.integer(0, 0, "encoder"))(0)
+    start = Builder("smp", 19, "none", seed=rng.integer(0, 0, "encoder"))(0)
     given = {f"encoder.{k}": v for k, v in start.encoder.state_dict().items()}
     assert all(torch.equal(first[k], v) for k, v in given.items())
     assert not all(torch.equal(second[k], v) for k, v in given.items())

@@ -13,7 +13,8 @@ from torch import nn
 
 from meal_gpu import models
 from meal_gpu.errors import ConfigError, UnavailableError
-from meal_gpu.models import Builder, Segmenter, pool_features
+from meal_gpu.models import Builder, Segmenter
+from meal_gpu.scoring import pool_features
 
 
 def count(module: nn.Module, *, trainable: bool = False) -> int:
@@ -59,7 +60,7 @@ def test_encoder_stages(architecture: str, deep: int) -> None:
     encoded = model.encode(images(2, 32, 64))
     assert encoded.high.shape == (2, 24, 8, 16)
     assert encoded.deep.shape == (2, deep, 2, 4)
-    assert model(images(2, 32, 64)).features.shape == (2, deep)
+    assert model(images(2, 32, 64)).features.shape == (2, deep, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,8 @@ def test_one_pass_gives_what_encode_and_decode_give(builder: Builder) -> None:
         output = model(images(2, 32, 64))
         encoded = model.encode(images(2, 32, 64))
         assert torch.equal(output.logits, model.decode(encoded))
-        assert torch.equal(output.features, encoded.deep.mean(dim=(2, 3)))
+        assert torch.equal(output.features, encoded.deep)
+        assert torch.equal(model.features(images(2, 32, 64)), encoded.deep)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

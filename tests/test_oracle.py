@@ -5,6 +5,7 @@ import torch
 
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
+from meal_gpu.images.sources import Resident
 from meal_gpu.models import Builder
 from meal_gpu.ops import reference
 from meal_gpu.oracle import Oracle
@@ -15,7 +16,7 @@ def test_it_reveals_the_pixels_and_labels_of_the_patches() -> None:
     images = torch.randint(256, (2, 32, 32, 3), generator=generator, dtype=torch.uint8)
     labels = torch.randint(4, (2, 32, 32), generator=generator, dtype=torch.uint8)
     model = Builder("smp", 4, "none")(0)
-    oracle = Oracle(images, labels, Grid(2, 2, 32, 32), reference, void=255)
+    oracle = Oracle(Resident(images), labels, Grid(2, 2, 32, 32), reference, void=255)
     pixels, truth = oracle.reveal(torch.tensor([6, 1]), model)
     assert truth is not None
     assert torch.equal(truth, torch.stack([labels[1, 16:, :16], labels[0, :16, 16:]]))
@@ -25,5 +26,7 @@ def test_it_reveals_the_pixels_and_labels_of_the_patches() -> None:
 
 def test_labels_and_images_must_agree() -> None:
     images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
-    with pytest.raises(InputError, match=r"\[2, 8, 9\].*\[2, 8, 8, 3\]"):
-        Oracle(images, torch.zeros(2, 8, 9, dtype=torch.uint8), Grid(2, 2, 8, 8), reference, void=255)
+    with pytest.raises(InputError, match=r"\[2, 8, 9\].*\[2, 8, 8\]"):
+        Oracle(
+            Resident(images), torch.zeros(2, 8, 9, dtype=torch.uint8), Grid(2, 2, 8, 8), reference, void=255
+        )

@@ -9,9 +9,10 @@ from networks import calibrated
 
 from meal_gpu.errors import MealGpuError
 from meal_gpu.grid import Grid
+from meal_gpu.inference import autocast
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Output, Segmenter
 from meal_gpu.ops import reference
-from meal_gpu.scoring import ImageSet, autocast, encode_features, patch_features, require_finite, score_pool
+from meal_gpu.scoring import ImageSet, patch_features, require_finite, score_pool
 
 GRID = Grid(2, 4, 32, 64)
 BUILDER = Builder("smp", 3, "none")
@@ -35,7 +36,10 @@ class Brightness:
 
     def __call__(self, images: torch.Tensor, /) -> Output:
         share = images[:, 0].clamp(1e-6, 1 - 1e-6)
-        return Output(torch.stack([(1 - share).log(), share.log()], dim=1), images.mean(dim=(2, 3)))
+        return Output(torch.stack([(1 - share).log(), share.log()], dim=1), self.features(images))
+
+    def features(self, images: torch.Tensor, /) -> torch.Tensor:
+        return images
 
 
 def scenes(images: int, height: int = 32, width: int = 64) -> torch.Tensor:
@@ -59,7 +63,7 @@ def test_scores_are_in_the_order_of_the_patch_ids() -> None:
     images[1, 2:, :4] = 51  # patch 2 of image 1: a fifth
     images[2, :2, 4:] = 102  # patch 1 of image 2: two fifths
     model = Brightness()
-    scores = score_pool(pool(images, batch_size=2), model, grid, reference)
+    scores = score_pool(pool(images, batch_size=2), model, grid).scores
     assert model.evaluated
     assert (scores.shape, scores.dtype) == ((12,), torch.float32)
     expected = torch.zeros(12)
@@ -70,7 +74,7 @@ def test_scores_are_in_the_order_of_the_patch_ids() -> None:
 
 def test_scores_equal_the_pipeline_by_hand() -> None:
     images, model = scenes(3), calibrated(BUILDER, 0)
-    scores = score_pool(pool(images, batch_size=2), model, GRID, reference).view(3, -1)
+    scores = score_pool(pool(images, batch_size=2), model, GRID).scores.view(3, -1)
     for image, expected in zip(images, scores, strict=True):
         with torch.inference_mode():
             logits = model(reference.normalise(image[None], IMAGENET_MEAN, IMAGENET_STD)).logits
@@ -83,7 +87,7 @@ def test_scores_equal_the_pipeline_by_hand() -> None:
 
 def test_progress_counts_images() -> None:
     done: list[int] = []
-    score_pool(pool(scenes(5), batch_size=2), Brightness(), GRID, reference, done.append)
+    score_pool(pool(scenes(5), batch_size=2), Brightness(), GRID, advance=done.append)
     assert done == [2, 2, 1]
 
 
@@ -96,36 +100,36 @@ def test_the_frozen_encoders_cache_changes_no_bit(precision: str) -> None:
         for size in (0, one_batch, one_batch + one_batch // 2, 1 << 30)
     ]
     for model in (frozen(0), frozen(1)):  # the decoder is another one in each step; the encoder stays
-        expected = score_pool(sets[0], model, GRID, reference)
+        expected = score_pool(sets[0], model, GRID).scores
         assert float(expected.std()) > 0.01
         for images_set in sets[1:]:
-            assert torch.equal(score_pool(images_set, model, GRID, reference), expected)
-    # what is kept: nothing, one batch, one batch and the smaller last one, all three
-    assert [len(images_set._encoded) for images_set in sets] == [0, 1, 2, 3]
+            assert torch.equal(score_pool(images_set, model, GRID).scores, expected)
+    # what is kept: nothing, the first batch, the first batch, all three
+    assert [len(images_set._encoded) for images_set in sets] == [0, 1, 1, 3]
 
 
 def test_a_cached_pass_does_not_run_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     images_set, model = pool(scenes(3), cache_bytes=1 << 30), frozen(0)
-    before = score_pool(images_set, model, GRID, reference)
+    before = score_pool(images_set, model, GRID).scores
     monkeypatch.setattr(model.encoder, "forward", None)
-    assert torch.equal(score_pool(images_set, model, GRID, reference), before)
+    assert torch.equal(score_pool(images_set, model, GRID).scores, before)
 
 
 def test_an_encoder_that_trains_is_never_cached() -> None:
     images_set = pool(scenes(2), cache_bytes=1 << 30)
     model = calibrated(BUILDER, 0)
-    before = score_pool(images_set, model, GRID, reference)
+    before = score_pool(images_set, model, GRID).scores
     assert not images_set._encoded
     with torch.no_grad():
         model.encoder.features[0][0].weight.mul_(2)
-    assert not torch.equal(score_pool(images_set, model, GRID, reference), before)
+    assert not torch.equal(score_pool(images_set, model, GRID).scores, before)
 
 
 def test_mixed_precision_stays_inside_the_forward_pass() -> None:
-    for batch, logits in pool(scenes(3), batch_size=2, precision="bfloat16").logits(BUILDER(0)):
-        assert logits.dtype == torch.bfloat16
+    for batch, output in pool(scenes(3), batch_size=2, precision="bfloat16").outputs(BUILDER(0)):
+        assert output.logits.dtype == torch.bfloat16
         assert not torch.is_autocast_enabled("cpu")
-        assert len(logits) == batch.stop - batch.start
+        assert len(output.logits) == batch.stop - batch.start
     with autocast(torch.device("cpu"), "float32"):
         assert not torch.is_autocast_enabled("cpu")
 
@@ -133,7 +137,7 @@ def test_mixed_precision_stays_inside_the_forward_pass() -> None:
 def test_bfloat16_scores_are_close() -> None:
     model = calibrated(BUILDER, 0)
     exact, rounded = (
-        score_pool(pool(scenes(2), precision=p), model, GRID, reference) for p in ("float32", "bfloat16")
+        score_pool(pool(scenes(2), precision=p), model, GRID).scores for p in ("float32", "bfloat16")
     )
     # eight bits of mantissa through fifty layers; the scores spread over more than 0.5
     assert float((rounded - exact).abs().mean()) < 0.1
@@ -144,7 +148,7 @@ def test_bfloat16_scores_are_close() -> None:
 def test_a_patchs_features_are_those_of_its_crop(grid: Grid) -> None:
     images, model = scenes(2), calibrated(BUILDER, 0)
     patches = torch.tensor([7, 0, 3]) if grid is GRID else torch.tensor([5, 0, 8])
-    features = patch_features(images, patches, model, grid, reference)
+    features = patch_features(pool(images), patches, model, grid)
     assert (features.shape, features.dtype) == ((3, 1280), torch.float32)
     image, _, _ = grid.locate(patches)
     for row, (left, top, right, bottom) in enumerate(grid.boxes(patches)):
@@ -156,12 +160,13 @@ def test_a_patchs_features_are_those_of_its_crop(grid: Grid) -> None:
         torch.testing.assert_close(features[row], deep.mean(dim=(2, 3))[0], rtol=1e-4, atol=1e-5)
 
 
-def test_features_in_any_batches_and_order() -> None:
+def test_features_in_any_batches_and_order(monkeypatch: pytest.MonkeyPatch) -> None:
     images, model = scenes(2), calibrated(BUILDER, 0)
     patches = torch.tensor([9, 2, 2, 15, 0])
-    whole = patch_features(images, patches, model, GRID, reference)
+    whole = patch_features(pool(images), patches, model, GRID)
     done: list[int] = []
-    parts = patch_features(images, patches, model, GRID, reference, batch_size=2, advance=done.append)
+    monkeypatch.setattr("meal_gpu.scoring._PATCH_BATCH", 2)
+    parts = patch_features(pool(images), patches, model, GRID, done.append)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     assert torch.equal(whole[1], whole[2])
     assert done == [2, 2, 1]
@@ -170,9 +175,8 @@ def test_features_in_any_batches_and_order() -> None:
 
 def test_a_users_own_network_gives_features_from_its_output() -> None:
     images = scenes(1, 4, 8)
-    features = patch_features(images, torch.tensor([1]), Brightness(), Grid(1, 2, 4, 8), reference)
+    features = patch_features(pool(images), torch.tensor([1]), Brightness(), Grid(1, 2, 4, 8))
     torch.testing.assert_close(features[0], images[0, :, 4:].float().div(255).mean(dim=(0, 1)))
-    assert encode_features(Brightness(), torch.zeros(2, 3, 4, 4)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -14,6 +14,7 @@ from networks import calibrated
 from meal_gpu.errors import InputError
 from meal_gpu.evaluate import Evaluation
 from meal_gpu.grid import Grid
+from meal_gpu.images.sources import Resident
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import reference
 from meal_gpu.oracle import Oracle
@@ -30,7 +31,7 @@ def halves() -> Oracle:
     labels = torch.randint(2, (2, 4, 8), generator=generator, dtype=torch.uint8)
     labels = labels.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
     noise = torch.randint(60, (2, 32, 64, 3), generator=generator, dtype=torch.uint8)
-    return Oracle(noise + 180 * labels[..., None], labels, GRID, reference, VOID)
+    return Oracle(Resident(noise + 180 * labels[..., None]), labels, GRID, reference, VOID)
 
 
 def network(*, frozen: bool = False) -> Segmenter:

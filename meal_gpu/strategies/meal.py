@@ -4,7 +4,9 @@ from meal_gpu.strategies.base import Pool, Selection, Strategy, seed_over
 
 
 def select(pool: Pool) -> Selection:
-    return seed_over(pool, lambda candidates: pool.manifold().transform(pool.features(candidates)))
+    return seed_over(
+        pool, lambda candidates: pool.manifold().transform(pool.features(candidates), check=False)
+    )
 
 
 STRATEGY = Strategy(

@@ -1,0 +1,113 @@
+"""A network made ready for inference: BatchNorm folded, weights in the pass's precision, a CUDA graph."""
+
+import copy
+from collections import Counter
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from meal_gpu.models import Network, Output
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WARM_UP = 3  # passes before a capture, in which libraries choose their algorithms
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The mixed precision of the forward passes: "float32" leaves them alone."""
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
+
+
+def default_precision(device: torch.device) -> str:
+    """bfloat16 where the hardware has it, float32 elsewhere."""
+    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def for_inference(model: Network, precision: str) -> Network:
+    """A copy of `model` in eval mode that computes the same, faster, under `autocast` with `precision`.
+
+    BatchNorms that follow a convolution in a plain `nn.Sequential` are folded into it in float32 (Jacob et
+    al. 2018, section 3.2), and the weights that autocast would cast in every pass are cast once. A network
+    that is no `nn.Module`, or cannot be copied, is put in eval mode and returned as it is.
+    """
+    if not isinstance(model, nn.Module):
+        model.eval()
+        return model
+    try:
+        ready: Any = copy.deepcopy(model).eval().requires_grad_(False)
+    except (RuntimeError, TypeError):  # tensors computed from parameters, locks, open files
+        model.eval()
+        return model
+    fold_batchnorm(ready)
+    if precision != "float32":
+        for module in ready.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(PRECISIONS[precision])
+    network: Network = ready
+    return network
+
+
+def fold_batchnorm(model: nn.Module) -> None:
+    """Fold every BatchNorm2d that follows a Conv2d of its own in a plain `nn.Sequential`, in place."""
+    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for parent in model.modules():
+        if not _is_plain(parent):
+            continue
+        before: nn.Module | None = None
+        for name, child in parent.named_children():
+            convolution = _last(before)
+            if (
+                isinstance(child, nn.BatchNorm2d)
+                and isinstance(convolution, nn.Conv2d)
+                and child.running_mean is not None
+                and uses[id(convolution)] == 1
+            ):
+                _fold(convolution, child)
+                setattr(parent, name, nn.Identity())
+            before = child
+
+
+def _is_plain(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _last(module: nn.Module | None) -> nn.Module | None:
+    """The module that computes the output of `module`."""
+    while isinstance(module, nn.Sequential) and _is_plain(module) and len(module):
+        module = module[-1]
+    return module
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight,
+        norm.bias,
+    )  # fmt: skip
+
+
+class Graphed:
+    """The forward pass on batches of at most `len(batch)` images, replayed as one CUDA graph.
+
+    The outputs are valid until the next call. A shorter batch is computed with old images behind it.
+    """
+
+    def __init__(self, model: Network, batch: torch.Tensor, precision: str) -> None:
+        self._input = batch.clone()
+        side = torch.cuda.Stream(batch.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(batch.device))
+        with torch.cuda.stream(side), autocast(batch.device, precision):
+            for _ in range(_WARM_UP):
+                model(self._input)
+        torch.cuda.current_stream(batch.device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph), autocast(batch.device, precision):
+            self._output = model(self._input)
+
+    def __call__(self, batch: torch.Tensor) -> Output:
+        self._input[: len(batch)].copy_(batch)
+        self._graph.replay()
+        return Output(*(part[: len(batch)] for part in self._output))

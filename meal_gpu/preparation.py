@@ -1,0 +1,122 @@
+"""What a run holds in memory: configuration resolved for this machine, images, labels, the oracle."""
+
+import contextlib
+import dataclasses
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from meal_gpu import config as configs
+from meal_gpu import data, ops, rng
+from meal_gpu.config import Config
+from meal_gpu.errors import ConfigError, DataError, UnavailableError
+from meal_gpu.grid import Grid
+from meal_gpu.inference import default_precision
+from meal_gpu.models import Builder
+from meal_gpu.oracle import Oracle
+from meal_gpu.scoring import Advance, ImageSet
+
+
+class Monitor(Protocol):
+    """Where a run shows how far it is."""
+
+    def stage(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        """Enter a stage of `total` units; the yielded function takes how many more are done."""
+        ...
+
+    def line(self, text: str) -> None: ...
+
+
+class Silent:
+    """A monitor that shows nothing."""
+
+    def stage(self, text: str, total: int) -> AbstractContextManager[Advance]:
+        return contextlib.nullcontext(lambda _: None)
+
+    def line(self, text: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run holds in memory."""
+
+    config: Config
+    dataset: data.Dataset
+    grid: Grid
+    pool: ImageSet
+    validation: ImageSet
+    validation_labels: torch.Tensor
+    oracle: Oracle
+    builder: Builder
+
+
+def resolve(config: Config) -> Config:
+    """Replace every "auto" by what this machine has, so that the run's record says what was used."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UnavailableError(f"device {device!r}: torch sees no GPU; use --device cpu")
+    precision = config.precision
+    if precision == "auto":
+        precision = default_precision(torch.device(device))
+    name = "reference" if config.ops == "auto" and device == "cpu" else ops.select(config.ops).name
+    return dataclasses.replace(config, device=device, precision=precision, ops=name)
+
+
+def load(config: Config, monitor: Monitor) -> Experiment:
+    """Check the dataset, then open both splits."""
+    dataset = data.open_dataset(config.dataset, config.root, size=config.size)
+    for split, what in ((dataset.train, "train"), (dataset.val, "val")):
+        if not len(split) or split.labels is None:
+            raise DataError(
+                f"{dataset.root}: a run needs labelled images in both splits, and {what} has none; "
+                "to query images without labels use meal_gpu.acquire"
+            )
+    with monitor.stage("check files", len(dataset.train) + len(dataset.val)) as advance:
+        if problems := data.check(dataset, progress=advance):
+            more = f" (and {len(problems) - 1} more: meal-gpu data check)" if len(problems) > 1 else ""
+            raise DataError(problems[0].message + more)
+    device = torch.device(config.device)
+    implementation = ops.select(config.ops)
+    grid = Grid(1, 1, *dataset.size) if is_supervised(config) else Grid(*config.grid, *dataset.size)
+    if initial_images(config, dataset) > len(dataset.train):
+        raise ConfigError(
+            f"initial_images is {config.initial_images}, but the pool has {len(dataset.train)} images"
+        )
+    # Before the slow part: the weights may not be there
+    builder = Builder(
+        config.architecture, len(dataset.classes), config.encoder_weights,
+        seed=rng.integer(config.seed, 0, "encoder"),
+    )  # fmt: skip
+
+    def read(split: data.Split, what: str) -> tuple[ImageSet, torch.Tensor]:
+        with monitor.stage(f"load {what}", 2 * len(split)) as advance:
+            images = data.open_images(split, dataset.size, device, share=config.pool_share, progress=advance)
+            where = "cpu" if images.resident is None else device
+            labels = data.load_labels(split, dataset, device=where, progress=advance)
+        image_set = ImageSet(
+            images, implementation, precision=config.precision, cache_bytes=cache_bytes(config)
+        )
+        return image_set, labels
+
+    pool, labels = read(dataset.train, "pool")
+    validation, validation_labels = read(dataset.val, "validation")
+    oracle = Oracle(pool.images, labels, grid, implementation, data.VOID)
+    return Experiment(config, dataset, grid, pool, validation, validation_labels, oracle, builder)
+
+
+def cache_bytes(config: Config) -> int:
+    """A third each for the pool, the validation images and the labelled patches."""
+    return int(config.cache_gib * 2**30 / 3)
+
+
+def is_supervised(config: Config) -> bool:
+    return config.strategy == configs.SUPERVISED
+
+
+def initial_images(config: Config, dataset: data.Dataset) -> int:
+    return len(dataset.train) if is_supervised(config) else config.initial_images

@@ -1,0 +1,142 @@
+"""Networks made ready for inference compute what they did before."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from networks import calibrated
+from torch import nn
+
+from meal_gpu.inference import Graphed, autocast, default_precision, fold_batchnorm, for_inference
+from meal_gpu.models import Builder, Output, Segmenter
+
+CPU = torch.device("cpu")
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.fixture(params=["smp", "paper"])
+def model(request: pytest.FixtureRequest) -> Segmenter:
+    return calibrated(Builder(request.param, 5, "none"), 0)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def test_folding_leaves_no_batchnorm_and_the_same_function(model: Segmenter, images: torch.Tensor) -> None:
+    exact = copy.deepcopy(model).double()
+    folded = copy.deepcopy(exact)
+    fold_batchnorm(folded)
+    assert norms(model) > 50
+    assert norms(folded) == 1  # the pooling of ASPP has a forward of its own
+    for ours, theirs in zip(folded(images.double()), exact(images.double()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@torch.inference_mode()
+def test_the_users_model_is_left_alone(model: Segmenter, images: torch.Tensor) -> None:
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    ready = for_inference(model, "bfloat16")
+    with autocast(CPU, "bfloat16"):
+        ready(images)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert isinstance(ready, Segmenter)
+    assert not ready.training
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@torch.inference_mode()
+def test_weights_cast_once_are_the_bits_that_autocast_gives(
+    precision: str, model: Segmenter, images: torch.Tensor
+) -> None:
+    plain = copy.deepcopy(model)
+    fold_batchnorm(plain)
+    with autocast(CPU, precision):
+        expected, actual = plain(images), for_inference(model, precision)(images)
+    assert actual.logits.dtype == {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    assert torch.equal(actual.logits, expected.logits)
+    assert torch.equal(actual.features, expected.features)
+
+
+class Backwards(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for module in reversed(self):
+            x = module(x)
+        return x
+
+
+def unfoldable() -> dict[str, nn.Module]:
+    def conv() -> nn.Conv2d:
+        return nn.Conv2d(3, 3, 1)
+
+    def norm(**options: bool) -> nn.BatchNorm2d:
+        made = nn.BatchNorm2d(3, **options)
+        if made.running_mean is not None and made.running_var is not None:
+            made.running_mean.fill_(0.5)
+            made.running_var.fill_(4)
+        return made
+
+    shared = conv()
+    return {
+        "an order of its own": Backwards(conv(), norm()),
+        "statistics of the batch": nn.Sequential(conv(), norm(track_running_stats=False)),
+        "something between": nn.Sequential(conv(), nn.ReLU(), norm()),
+        "used twice": nn.Sequential(nn.Sequential(shared, norm()), nn.Sequential(shared, norm())),
+        "no convolution": nn.Sequential(nn.ConvTranspose2d(3, 3, 1), norm()),
+        "one alone": nn.Sequential(norm()),
+        "nested": nn.Sequential(nn.Sequential(conv(), nn.Sequential(conv(), conv())), norm(affine=False)),
+    }
+
+
+@pytest.mark.parametrize("name", unfoldable())
+@torch.inference_mode()
+def test_only_what_can_be_folded_is(name: str, images: torch.Tensor) -> None:
+    model = unfoldable()[name].eval()
+    folded = copy.deepcopy(model)
+    fold_batchnorm(folded)
+    assert norms(folded) == (0 if name == "nested" else norms(model))
+    torch.testing.assert_close(folded(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_that_cannot_be_copied_serves_as_it_is() -> None:
+    class Locked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    model = Locked()
+    assert for_inference(model, "float32") is model  # type: ignore[arg-type,comparison-overlap]
+    assert not model.training
+
+
+def test_the_default_precision_is_what_the_hardware_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for amx, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert default_precision(CPU) == expected
+    assert default_precision(torch.device("cuda")) == "bfloat16"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@torch.inference_mode()
+def test_a_replayed_graph_gives_the_networks_output(precision: str) -> None:
+    model = calibrated(Builder("smp", 5, "none"), 0).cuda()
+    ready = for_inference(model, precision)
+    batches = torch.randn(3, 4, 3, 64, 96, generator=torch.Generator().manual_seed(1)).cuda()
+    graphed = Graphed(ready, batches[0], precision)
+    for batch in (*batches, batches[1, :3]):
+        replayed = Output(*(part.clone() for part in graphed(batch)))
+        with autocast(batch.device, precision):
+            expected = ready(batch)
+        for ours, theirs in zip(replayed, expected, strict=True):
+            assert ours.shape == theirs.shape
+            torch.testing.assert_close(ours.float(), theirs.float(), rtol=2e-2, atol=2e-2)
