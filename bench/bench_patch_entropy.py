@@ -1,17 +1,19 @@
-"""Mean entropy per patch from stride-4 logits: the reference ops against full-size softmax."""
+"""Mean entropy per patch from stride-4 logits: ours against full-size softmax."""
 
 import torch
 import torch.nn.functional as F
 
 from bench.harness import Row, measure
 from meal_gpu.grid import Grid
-from meal_gpu.ops import reference
+from meal_gpu.ops import select
 
 
-def run() -> list[Row]:
+def run(device: torch.device) -> list[Row]:
+    ours = select("auto" if device.type == "cuda" else "reference")
     rows = []
     for height, width, classes in ((360, 480, 11), (512, 1024, 19)):
         logits = torch.randn(4, classes, height // 4, width // 4, generator=torch.Generator().manual_seed(0))
+        logits = logits.to(device)
         grid = Grid(4, 4, height, width)
 
         def full_size(logits: torch.Tensor = logits, grid: Grid = grid) -> torch.Tensor:
@@ -20,10 +22,12 @@ def run() -> list[Row]:
             entropy = -(log_p.exp() * log_p).sum(1, keepdim=True)
             return F.avg_pool2d(entropy, (grid.patch_height, grid.patch_width)).flatten(1)
 
-        def banded(logits: torch.Tensor = logits, grid: Grid = grid) -> torch.Tensor:
-            return reference.patch_entropy(logits, grid, (grid.height, grid.width), True)
+        def fused(logits: torch.Tensor = logits, grid: Grid = grid) -> torch.Tensor:
+            return ours.patch_entropy(logits, grid, (grid.height, grid.width), True)
 
-        torch.testing.assert_close(banded(), full_size(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(fused(), full_size(), atol=1e-4, rtol=0)
         sizes = {"images": 4, "height": height, "width": width, "classes": classes}
-        rows += measure("patch_entropy", sizes, {"reference ops": banded, "full-size log_softmax": full_size})
+        rows += measure(
+            "patch_entropy", sizes, {f"{ours.name} ops": fused, "full-size log_softmax": full_size}, device
+        )
     return rows

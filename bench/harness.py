@@ -29,15 +29,19 @@ class Row:
 
 
 def measure(
-    case: str, sizes: dict[str, Any], contenders: dict[str, Callable[[], object]], rounds: int = 9
+    case: str,
+    sizes: dict[str, Any],
+    contenders: dict[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int = 9,
 ) -> list[Row]:
     """Call each contender once cold, then all of them in turn, `rounds` times."""
-    first = {name: _seconds(call)[0] for name, call in contenders.items()}
+    first = {name: _seconds(call, device)[0] for name, call in contenders.items()}
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            seconds, burnt = _seconds(call)
+            seconds, burnt = _seconds(call, device)
             wall[name].append(seconds)
             cpu[name].append(burnt)
     rows = []
@@ -60,15 +64,22 @@ def measure(
     return rows
 
 
-def _seconds(call: Callable[[], object]) -> tuple[float, float]:
+def _seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    _wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     call()
+    _wait(device)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def write(rows: Iterable[Row], out: Path) -> None:
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def write(rows: Iterable[Row], out: Path, device: torch.device) -> None:
     """Append JSON lines; device, versions and commit stand in each."""
-    described = environment(torch.device("cpu"))
+    described = environment(device)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a", encoding="utf-8") as file:
         for row in rows:
