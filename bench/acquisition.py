@@ -28,7 +28,7 @@ from meal_gpu.timing import Stages
 
 
 class Timed(ScoredPool):
-    """Says which stage each part of a query belongs to; what is left is choosing."""
+    """Says which stage each part of a query belongs to; what is left is to transform and to choose."""
 
     def __init__(self, stages: Stages, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -39,11 +39,11 @@ class Timed(ScoredPool):
             return super().scores()
 
     def features(self, patches: torch.Tensor) -> torch.Tensor:
-        with self._stages("features of the pool" if len(patches) > len(self.unlabelled) // 2 else "features"):
+        with self._stages("features of the pool" if len(patches) == len(self.unlabelled) else "features"):
             return super().features(patches)
 
     def manifold(self) -> Manifold:
-        with self._stages("fit or transform"):
+        with self._stages("fit"):
             return super().manifold()
 
 
@@ -58,7 +58,7 @@ def acquisition(
     ledger = Ledger.create(Grid(4, 4, *source.size), names)
     chosen_ops = ops.select("auto" if device.type == "cuda" else "reference")
     pool = ImageSet(source, chosen_ops, precision=default_precision(device))
-    with stages("choose"):
+    with stages("transform and choose"):
         chosen = query(Timed(stages, pool, model, ledger, 32, Settings(features=features)), "meal", ledger)
     seconds = {name: round(value, 4) for name, value in stages.seconds.items()}
     return chosen, seconds | {"total": round(time.perf_counter() - start, 4)}
