@@ -56,8 +56,7 @@ def acquisition(
     with stages("load"):
         source, names = open_images(images, device)
     ledger = Ledger.create(Grid(4, 4, *source.size), names)
-    chosen_ops = ops.select("auto" if device.type == "cuda" else "reference")
-    pool = ImageSet(source, chosen_ops, precision=default_precision(device))
+    pool = ImageSet(source, ops.select_for(device), precision=default_precision(device))
     with stages("transform and choose"):
         chosen = query(Timed(stages, pool, model, ledger, 32, Settings(features=features)), "meal", ledger)
     seconds = {name: round(value, 4) for name, value in stages.seconds.items()}

@@ -4,11 +4,11 @@ import torch
 from sklearn.cluster import kmeans_plusplus as peer
 
 from bench.harness import Row, measure
-from meal_gpu.ops import select
+from meal_gpu.ops import select_for
 
 
 def run(device: torch.device) -> list[Row]:
-    ours_on = select("auto" if device.type == "cuda" else "reference")
+    ours_on = select_for(device)
     rows = []
     for points, n in ((200, 32), (100_000, 32)):
         generator = torch.Generator().manual_seed(0)

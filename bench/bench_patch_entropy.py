@@ -5,11 +5,11 @@ import torch.nn.functional as F
 
 from bench.harness import Row, measure
 from meal_gpu.grid import Grid
-from meal_gpu.ops import select
+from meal_gpu.ops import select_for
 
 
 def run(device: torch.device) -> list[Row]:
-    ours = select("auto" if device.type == "cuda" else "reference")
+    ours = select_for(device)
     rows = []
     for height, width, classes in ((360, 480, 11), (512, 1024, 19)):
         logits = torch.randn(4, classes, height // 4, width // 4, generator=torch.Generator().manual_seed(0))

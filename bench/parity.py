@@ -44,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             draws = rng.uniforms(0, 1, "kmeans_plusplus", 32)[:, None]
             embedding = here.candidates[1]
             chosen = ops.select("reference").kmeans_plusplus(embedding, draws, None)
-            on_device = ops.select("auto" if device.type == "cuda" else "reference")
-            again = on_device.kmeans_plusplus(embedding.to(device), draws, None)
+            again = ops.select_for(device).kmeans_plusplus(embedding.to(device), draws, None)
             row |= {
                 "same_candidates": len(both),
                 "same_chosen_of_one_embedding": int((chosen == again.cpu()).sum()),

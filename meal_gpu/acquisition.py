@@ -20,7 +20,7 @@ from meal_gpu.inference import PRECISIONS, default_precision
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Network
-from meal_gpu.ops import select as select_ops
+from meal_gpu.ops import select_for
 from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
 from meal_gpu.strategies.base import Selection
 
@@ -161,8 +161,7 @@ class ScoredPool:
         s = self._settings
         return Manifold.fit(
             features, seed=seed, neighbors=s.neighbors, min_dist=s.min_dist, dimension=s.dimension,
-            build=s.build, deterministic=s.deterministic, check=False,
-            ops=self.ops,
+            build=s.build, deterministic=s.deterministic, check=False, ops=self.ops,
         )  # fmt: skip
 
     def uniforms(self, purpose: str, n: int) -> torch.Tensor:
@@ -274,7 +273,7 @@ def acquire(
         candidates=max(candidates, n), features=features, seed=seed, step=max(1, ledger.last_step() + 1)
     )
     image_set = ImageSet(
-        source, select_ops("reference" if (ops, where.type) == ("auto", "cpu") else ops),
+        source, select_for(where, ops),
         precision=default_precision(where) if precision == "auto" else precision, batch_size=batch_size,
     )  # fmt: skip
     pool = ScoredPool(image_set, network, ledger, n, settings, manifold)

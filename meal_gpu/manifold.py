@@ -10,7 +10,7 @@ from safetensors.torch import save as serialise
 
 from meal_gpu import rng
 from meal_gpu.errors import InputError, RunError
-from meal_gpu.ops import BUILDS, FittedUmap, Ops, select
+from meal_gpu.ops import BUILDS, FittedUmap, Ops, select_for
 
 _FORMAT = "meal_gpu.manifold/2"
 # Version 1 had no `build` and no `deterministic`: their defaults are what it did
@@ -94,7 +94,7 @@ class Manifold:
             rows = torch.from_numpy(drawn).sort().values
         kept = features.detach()[rows.to(features.device)].float()
         settings = _Settings(neighbors, min_dist, dimension, seed, build, deterministic)
-        umap = _umap(kept, settings, ops or select("auto" if features.is_cuda else "reference"), None)
+        umap = _umap(kept, settings, ops or select_for(features.device), None)
         return cls(kept, rows, umap, settings)
 
     def transform(self, features: torch.Tensor, *, check: bool = True) -> torch.Tensor:
@@ -153,9 +153,7 @@ class Manifold:
                 )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{path}: not a readable manifold: {error}") from error
-        umap = _umap(
-            features, settings, ops or select("auto" if features.is_cuda else "reference"), embedding
-        )
+        umap = _umap(features, settings, ops or select_for(features.device), embedding)
         return cls(features, rows.cpu(), umap, settings)
 
 

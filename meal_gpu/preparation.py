@@ -63,7 +63,7 @@ def resolve(config: Config) -> Config:
     precision = config.precision
     if precision == "auto":
         precision = default_precision(torch.device(device))
-    name = "reference" if config.ops == "auto" and device == "cpu" else ops.select(config.ops).name
+    name = ops.select_for(torch.device(device), config.ops).name
     return dataclasses.replace(config, device=device, precision=precision, ops=name)
 
 

@@ -169,6 +169,7 @@ class _Batches:
             parts.append(part)
         encoded = Encoded(*(torch.cat([part[0][k] for part in parts]) for k in range(len(Encoded._fields))))
         self._kept = encoded, torch.cat([part[1] for part in parts])
+        self._revealed = None  # no longer asked for
 
     def __call__(self, rows: torch.Tensor) -> tuple[Encoded, torch.Tensor]:
         if self._kept is None:

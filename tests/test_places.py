@@ -132,9 +132,8 @@ def test_no_full_size_tensor_of_logits_is_made(model: Segmenter) -> None:
 @pytest.mark.parametrize("features", ["crop", "shared"])
 @pytest.mark.parametrize("strategy", ["random", "entropy", "meal"])
 def test_a_query_waits_for_no_value(
-    strategy: str, features: str, model: Segmenter, both: tuple[Images, Images],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    strategy: str, features: str, model: Segmenter, both: tuple[Images, Images]
+) -> None:
     """On a GPU each of these operations would make the host wait; UMAP is cuML's there, and left out here."""
 
     class Linear(Manifold):

@@ -9,7 +9,7 @@ from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Split
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size, image_size
 from meal_gpu.images.loader import Loader
-from meal_gpu.images.opening import SHARE, fill, open_files
+from meal_gpu.images.opening import SHARE, decoded, open_files
 from meal_gpu.images.sources import Hosted, Images, Resident
 from meal_gpu.memory import free_bytes
 
@@ -40,9 +40,7 @@ def load_images(
     """
     if split.packed is not None:
         return _packed(Path(f"{split.packed}.images.npy"), size, device, progress)
-    resident = torch.empty((len(split), *size, 3), dtype=torch.uint8, device=device)
-    fill(resident, split.images, progress)
-    return resident
+    return decoded(split.images, size, torch.device(device), progress)
 
 
 def open_images(

@@ -87,18 +87,19 @@ def open_files(
     height, width = size or image_size(paths[0])
     needed = len(paths) * height * width * 3
     if needed <= share * free_bytes(device):
-        return Resident(_decoded(paths, (height, width), device, progress))
+        return Resident(decoded(paths, (height, width), device, progress))
     host = torch.device("cpu")
     if device != host and needed <= share * free_bytes(host):
-        return Hosted(pin(_decoded(paths, (height, width), host, progress)), device)
+        return Hosted(pin(decoded(paths, (height, width), host, progress)), device)
     if progress:
         progress(len(paths))
     return Streamed(paths, (height, width), device)
 
 
-def _decoded(
+def decoded(
     paths: Sequence[Path], size: Size, device: torch.device, progress: Progress | None
 ) -> torch.Tensor:
+    """All files, uint8 [N, H, W, 3] on `device`."""
     images = torch.empty((len(paths), *size, 3), dtype=torch.uint8, device=device)
     fill(images, paths, progress)
     return images

@@ -209,7 +209,7 @@ class Drawn:
 
 
 def require_images(images: torch.Tensor) -> torch.Tensor:
-    """Raises InputError unless `images` are uint8 [N, H, W, 3], contiguous, N > 0."""
+    """Raises InputError unless `images` are uint8 [N, H, W, 3], N > 0."""
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8 or not len(images):
         raise InputError(f"images must be uint8 [N, H, W, 3], N > 0, got {images.dtype} {list(images.shape)}")
     return images

@@ -156,6 +156,11 @@ def select(name: str = "auto") -> Ops:
     return fallback
 
 
+def select_for(device: torch.device, name: str = "auto") -> Ops:
+    """As `select`, for arrays on `device`: "auto" is the reference where they are not on a GPU."""
+    return select("reference" if name == "auto" and device.type != "cuda" else name)
+
+
 def why_not_cuda() -> str | None:
     """None where the CUDA ops work, else the reason and the fix in one line."""
     from importlib.util import find_spec

@@ -7,13 +7,13 @@ import torch
 from meal_gpu import rng
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
-from meal_gpu.ops import MEASURES, Ops, select
+from meal_gpu.ops import MEASURES, Ops, select_for
 
 MAX_CLASSES = 256
 
 
 def _ops_for(tensor: torch.Tensor) -> Ops:
-    return select("auto" if tensor.is_cuda else "reference")
+    return select_for(tensor.device)
 
 
 def patch_entropy(

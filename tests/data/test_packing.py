@@ -34,6 +34,7 @@ def test_nothing_is_decoded_and_nothing_written_back(
     out = pack(cityscapes, tmp_path / "pack")
     before = (out / "train.images.npy").read_bytes()
     monkeypatch.setattr("meal_gpu.data.load.Loader", None)
+    monkeypatch.setattr("meal_gpu.images.opening.Loader", None)
     packed = open_dataset("cityscapes", out)
     images = load_images(packed.train, packed.size)
     images[:] = 0
