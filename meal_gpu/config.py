@@ -21,7 +21,7 @@ _CHOICES = {
     "keep": ("best", "last"),
     "features": ("crop", "shared"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
-    "ops": ("auto", "reference", "cuda"),
+    "ops": ("auto", "reference", "cpu", "cuda"),
     "manifold_build": ("auto", "exact", "brute_force_knn", "nn_descent"),
 }
 _POSITIVE = ("initial_images", "query_size", "candidates", "epochs", "validate_every", "manifold_dimension")
@@ -83,6 +83,10 @@ class Config:
         if self.ops == "cuda" and self.device == "cpu":
             raise ConfigError(
                 "ops 'cuda' cannot work with device 'cpu': use --device cuda, or --ops reference"
+            )
+        if self.ops == "cpu" and self.device.startswith("cuda"):
+            raise ConfigError(
+                f"ops 'cpu' cannot work with device {self.device!r}: use --device cpu, or --ops reference"
             )
         least = dict.fromkeys(_POSITIVE, 1) | {
             "seed": 0, "decay_every": 0, "final_epochs": 0, "manifold_neighbors": 2,

@@ -67,6 +67,19 @@ def _dali() -> str:
     return "decodes on the CPU and, by the mixed decoder, on the GPU"
 
 
+def _kernels() -> str:
+    import math
+
+    import torch
+
+    from meal_gpu import ops
+    from meal_gpu.grid import Grid
+
+    entropy = float(ops.select("cpu").patch_entropy(torch.zeros(1, 2, 4, 4), Grid(1, 1, 8, 8), (8, 8), True))
+    assert abs(entropy - math.log(2)) < 1e-6, f"the entropy of two equal logits is {entropy}, not log 2"
+    return "compiled for this processor"
+
+
 def _cupy() -> str:
     import cupy
 
@@ -95,6 +108,8 @@ def _cudf() -> str:
     return "a ledger on the GPU finds its unlabelled patches"
 
 
+# No package: its version is that of the C++ compiler there is
+_COMPILER = "c++"
 _EXTRA = "pip install 'meal-gpu[cuda13]' on a machine with an NVIDIA GPU"
 # Part, package, probe, what it speeds up and how, fix
 _PARTS: tuple[tuple[str, str, Callable[[], str], str, str], ...] = (
@@ -107,6 +122,10 @@ _PARTS: tuple[tuple[str, str, Callable[[], str], str, str], ...] = (
     ("DALI", "nvidia-dali-cuda130", _dali,
      "loading, before the query, by decoding many images at once, JPEG on the GPU where there is one",
      "pip install nvidia-dali-cuda130"),
+    ("CPU kernels", _COMPILER, _kernels,
+     "the query's scores and patches, and evaluation, on the CPU, by one fused loop in place of many torch "
+     "operations that each read and write memory",
+     "apt install g++ or set CXX; set MEAL_GPU_CACHE to a folder that can be written"),
     ("CuPy", "cupy-cuda13x", _cupy,
      "the query's scores, patches and choice, and evaluation, by one fused kernel in place of many torch "
      "operations that each read and write GPU memory", _EXTRA),
@@ -122,9 +141,7 @@ def examine() -> list[Finding]:
     """Try every part once. Nothing is raised: a failure is a finding."""
     findings = []
     for part, package, probe, purpose, fix in _PARTS:
-        try:
-            version = metadata.version(package)
-        except metadata.PackageNotFoundError:
+        if (version := _version(package)) is None:
             findings.append(Finding(part, None, None, f"not installed; would speed up {purpose}", fix))
             continue
         try:
@@ -133,3 +150,27 @@ def examine() -> list[Finding]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             findings.append(Finding(part, version, False, f"{purpose}: {reason[:200]}", fix))
     return findings
+
+
+def _version(package: str) -> str | None:
+    if package == _COMPILER:
+        from meal_gpu.ops import native
+
+        return native.compiler_version()
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def ops_taken() -> str:
+    """The ops that "auto" takes here, and why no faster ones."""
+    import torch
+
+    from meal_gpu import ops
+
+    on_gpu = torch.cuda.is_available()
+    chosen = ops.select_for(torch.device("cuda" if on_gpu else "cpu"))
+    reasons = [ops.why_not_cuda(), None if on_gpu else ops.why_not_cpu()]
+    told = "; ".join(reason for reason in reasons if reason)
+    return f"{chosen.name} ({told})" if told else chosen.name

@@ -1,12 +1,14 @@
 """A tiny synthetic dataset and a tiny configuration that trains in seconds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from meal_gpu import ops
 from meal_gpu.config import Config, from_dict
+from meal_gpu.ops import Ops, native, select, why_not_cpu
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -34,6 +36,27 @@ def tiny(scenes: Path) -> Config:
             "final_epochs": 2, "precision": "float32", "device": "cpu",
         }
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session", params=["reference", "cpu"])
+def on_cpu(request: pytest.FixtureRequest) -> Ops:
+    """The reference, and its compiled twin."""
+    if request.param == "cpu" and (missing := why_not_cpu()):
+        pytest.skip(missing)
+    return select(request.param)
+
+
+@pytest.fixture
+def fresh_kernels() -> Iterator[Callable[[], None]]:
+    """The CPU's kernels as in a new process: not tried so far. Call it to forget once more."""
+
+    def forget() -> None:
+        for function in (native.library, native.why_not, ops._warn_once):
+            function.cache_clear()
+
+    forget()
+    yield forget
+    forget()
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

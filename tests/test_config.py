@@ -186,12 +186,16 @@ def test_wrong_types(key: str, value: Any, expected: str) -> None:
         ({"architecture": "resnet"}, ("'resnet'", "smp, paper")),
         ({"keep": "worst"}, ("'worst'", "best, last")),
         ({"precision": "half"}, ("'half'", "auto, float32, bfloat16")),
-        ({"ops": "gpu"}, ("'gpu'", "auto, reference, cuda")),
+        ({"ops": "gpu"}, ("'gpu'", "auto, reference, cpu, cuda")),
         ({"device": "gpu"}, ("'gpu'", "auto, cpu, cuda, cuda:0")),
         ({"device": "cuda:"}, ("'cuda:'", "known")),
         (
             {"device": "cpu", "ops": "cuda"},
             ("ops 'cuda'", "device 'cpu'", "--device cuda", "--ops reference"),
+        ),
+        (
+            {"device": "cuda:1", "ops": "cpu"},
+            ("ops 'cpu'", "device 'cuda:1'", "--device cpu", "--ops reference"),
         ),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from meal_gpu import doctor
+from meal_gpu import doctor, memory, ops
 from meal_gpu.doctor import Finding, examine
 
 
@@ -21,7 +21,7 @@ def findings() -> dict[str, Finding]:
 
 def test_every_part_is_looked_at_once(findings: dict[str, Finding]) -> None:
     everywhere = ["torch", "segmentation-models-pytorch", "umap-learn", "DALI"]
-    assert list(findings) == [*everywhere, "CuPy", "cuML", "cuDF"]
+    assert list(findings) == [*everywhere, "CPU kernels", "CuPy", "cuML", "cuDF"]
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,19 @@ def test_what_every_installation_has_works(part: str, told: str, findings: dict[
 @pytest.mark.parametrize(
     ("part", "stage"),
     [
+        ("CPU kernels", "the query's scores and patches, and evaluation, on the CPU, by one fused loop"),
         ("CuPy", "the query's scores, patches and choice, and evaluation, by one fused kernel"),
         ("cuML", "the manifold and the query's embedding, by UMAP on the GPU"),
         ("cuDF", "the ledger, before and after the query, by columns that stay on the GPU"),
     ],
 )
-def test_what_needs_a_gpu_works_or_has_a_fix(part: str, stage: str, findings: dict[str, Finding]) -> None:
+def test_what_not_every_machine_has_works_or_has_a_fix(
+    part: str, stage: str, findings: dict[str, Finding]
+) -> None:
     finding = findings[part]
     assert stage in finding.detail
-    assert finding.works or "pip install 'meal-gpu[cuda13]'" in finding.fix
+    fix = "apt install g++" if part == "CPU kernels" else "pip install 'meal-gpu[cuda13]'"
+    assert finding.works or fix in finding.fix
     assert (finding.works is None) == (finding.version is None)
 
 
@@ -130,3 +134,42 @@ def test_a_gpu_package_without_a_gpu_is_a_finding(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RuntimeError):
         doctor._cupy()
     assert "no CUDA-capable device" in one(monkeypatch, "torch", doctor._cupy).detail
+
+
+@pytest.mark.parametrize(
+    ("compiler", "works", "told"),
+    [
+        ("/no/such/c++", None, "not installed; would speed up the query's scores"),
+        ("/bin/false", False, "the C++ compiler /bin/false fails: it ended with 1"),
+    ],
+)
+def test_cpu_kernels_that_cannot_work_are_a_finding(
+    compiler: str, works: bool | None, told: str, fresh_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(doctor, "_PARTS", tuple(part for part in doctor._PARTS if part[0] == "CPU kernels"))
+    (finding,) = examine()
+    assert (finding.version is None, finding.works) == (works is None, works)
+    assert told in finding.detail
+    assert "apt install g++ or set CXX; set MEAL_GPU_CACHE" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cuda", "cpu", "line"),
+    [
+        (False, "no GPU", None, "cpu (no GPU)"),
+        (False, "no GPU", "no compiler", "reference (no GPU; no compiler)"),
+        # arrays on a GPU are not for the CPU's kernels
+        (True, "no CuPy", None, "reference (no CuPy)"),
+        (True, None, "no compiler", "cuda"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the slower reference ops")
+def test_the_last_line_names_the_ops_and_why_no_faster_ones(
+    gpu: bool, cuda: str | None, cpu: str | None, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(ops, "why_not_cuda", lambda: cuda)
+    monkeypatch.setattr(ops, "why_not_cpu", lambda: cpu)
+    monkeypatch.setattr(memory, "share_allocator", lambda: None)
+    assert doctor.ops_taken() == line

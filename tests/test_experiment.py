@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from meal_gpu import config as configs
-from meal_gpu import data, experiment, rng
+from meal_gpu import data, experiment, ops, rng
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Builder
+from meal_gpu.preparation import resolve
 
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
 
@@ -41,6 +42,15 @@ def test_a_run_labels_what_it_queried(runs: dict[str, Path], strategy: str) -> N
     assert [m["labelled"] for m in metrics] == [16, 22, 28]
     assert [len(m["history"]) for m in metrics] == [1, 1, 2]  # final_epochs after the last step
     assert all(0 <= m["mean_iou"] <= 1 for m in metrics)
+
+
+def test_a_run_records_which_ops_auto_was(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = ops.select_for(torch.device("cpu")).name
+    assert {configs.read(path / "config.toml").ops for path in runs.values()} == {taken}
+    monkeypatch.setattr(ops, "why_not_cpu", lambda: "no compiler")
+    with pytest.warns(UserWarning, match="the slower reference ops are used: no compiler"):
+        assert resolve(Config(device="cpu")).ops == "reference"
+    ops._warn_once.cache_clear()
 
 
 def test_initial_patches_are_paired_across_strategies(runs: dict[str, Path]) -> None:

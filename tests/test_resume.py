@@ -19,11 +19,12 @@ from pathlib import Path
 from meal_gpu import config, experiment, models, record, scoring, train
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
-from meal_gpu.ops import reference
+from meal_gpu.ops import select
 
+taken = select("auto")  # what the run takes, too
 victim, nth, settings, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 owner, name = {
-    "epoch": (train, "_epoch"), "entropy": (reference, "patch_entropy"), "umap": (reference, "umap_fit"),
+    "epoch": (train, "_epoch"), "entropy": (taken, "patch_entropy"), "umap": (taken, "umap_fit"),
     "model": (models, "save"), "ledger": (Ledger, "write"), "manifold": (Manifold, "save"),
     "publish": (record.RunFolder, "publish_ledger"), "config": (config.Config, "to_toml"),
 }[victim]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from meal_gpu.cache import cache_root
 from meal_gpu.data import camvid, cityscapes, folder, packing, synthetic
-from meal_gpu.data.cache import cache_root
 from meal_gpu.data.dataset import Dataset, DatasetInfo
 from meal_gpu.errors import ConfigError, DataError
 from meal_gpu.images.headers import Size

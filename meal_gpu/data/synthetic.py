@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from meal_gpu import rng
+from meal_gpu.cache import cache_root
 from meal_gpu.data import cityscapes
-from meal_gpu.data.cache import cache_root
 from meal_gpu.data.dataset import Dataset, Progress
 from meal_gpu.data.street.scene import RARE, draw
 from meal_gpu.errors import DataError

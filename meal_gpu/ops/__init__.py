@@ -1,10 +1,12 @@
-"""The one seam between CPU and CUDA: a Protocol that the modules `reference` and `cuda` satisfy.
+"""The one seam between CPU and CUDA: a Protocol that the modules `reference`, `cpu` and `cuda` satisfy.
 
 It is selected once, at the edge, and passed down as an argument. Only "auto" may fall back.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,7 +15,7 @@ from meal_gpu import memory
 from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.grid import Grid
 
-NAMES = ("auto", "reference", "cuda")
+NAMES = ("auto", "reference", "cpu", "cuda")
 MEASURES = ("entropy", "margin", "least-confidence")
 # How UMAP finds neighbours: as its library likes, by `ops.neighbors`, by the library's exact search, by its
 # approximate one
@@ -128,37 +130,57 @@ class Ops(Protocol):
 
 
 def select(name: str = "auto") -> Ops:
-    """The implementation called `name`; "auto" takes CUDA where it works, the reference otherwise.
+    """The implementation called `name`; "auto" is CUDA where it works, else "cpu", else the reference.
 
-    With CUDA, CuPy and RMM take their memory from torch from here on (`meal_gpu.memory`).
+    With CUDA, CuPy and RMM take their memory from torch from here on (`meal_gpu.memory`). The CPU's kernels
+    are compiled where they have not been before; where "auto" has to do without them, a warning says why.
 
     Raises:
         InputError: an unknown name.
-        UnavailableError: "cuda" was asked for and cannot work here; the message says why and what to install.
+        UnavailableError: what was asked for cannot work here; the message says why and what to install.
     """
     if name not in NAMES:
         raise InputError(f"unknown ops {name!r}; known: {', '.join(NAMES)}")
-    from meal_gpu.ops import reference
-
-    # mypy checks that the module satisfies the Protocol here
-    fallback: Ops = reference
+    if name == "auto":
+        name = "cuda" if why_not_cuda() is None else _for_cpu()
+    # mypy checks here that the modules satisfy the Protocol
+    chosen: Ops
     if name == "reference":
-        return fallback
-    missing = why_not_cuda()
-    if missing is None:
-        from meal_gpu.ops import cuda
+        from meal_gpu.ops import reference as chosen
+    elif name == "cpu":
+        if missing := why_not_cpu():
+            raise UnavailableError(f"ops 'cpu' cannot work here: {missing}. Use --ops reference meanwhile.")
+        from meal_gpu.ops import cpu as chosen
+    else:
+        if missing := why_not_cuda():
+            raise UnavailableError(f"ops 'cuda' cannot work here: {missing}. Use --ops reference meanwhile.")
+        from meal_gpu.ops import cuda as chosen
 
         memory.share_allocator()
-        device: Ops = cuda
-        return device
-    if name == "cuda":
-        raise UnavailableError(f"ops 'cuda' cannot work here: {missing}. Use --ops reference meanwhile.")
-    return fallback
+    return chosen
 
 
 def select_for(device: torch.device, name: str = "auto") -> Ops:
-    """As `select`, for arrays on `device`: "auto" is the reference where they are not on a GPU."""
-    return select("reference" if name == "auto" and device.type != "cuda" else name)
+    """As `select`, for arrays on `device`: "auto" is the fastest that can read them."""
+    if name == "auto":
+        if device.type == "cuda":
+            name = "cuda" if why_not_cuda() is None else "reference"
+        else:
+            name = _for_cpu() if device.type == "cpu" else "reference"
+    return select(name)
+
+
+def _for_cpu() -> str:
+    missing = why_not_cpu()
+    if missing is None:
+        return "cpu"
+    _warn_once(missing)
+    return "reference"
+
+
+@cache
+def _warn_once(missing: str) -> None:
+    warnings.warn(f"the slower reference ops are used: {missing}", stacklevel=4)
 
 
 def why_not_cuda() -> str | None:
@@ -170,3 +192,10 @@ def why_not_cuda() -> str | None:
     if find_spec("cupy") is None:
         return "CuPy is not installed: pip install 'meal-gpu[cuda13]'"
     return None
+
+
+def why_not_cpu() -> str | None:
+    """None where the CPU ops work, else the reason and the fix in one line; the first call may compile."""
+    from meal_gpu.ops import native
+
+    return native.why_not()

@@ -34,7 +34,7 @@ def folder() -> Path:
     for candidate in (package / "kernels", package.parent / "kernels"):
         if (candidate / "common.cuh").is_file():
             return candidate
-    raise UnavailableError(f"the CUDA kernels are missing: no kernels/common.cuh in {package} or beside it")
+    raise UnavailableError(f"the kernels are missing: no kernels/common.cuh in {package} or beside it")
 
 
 @cache

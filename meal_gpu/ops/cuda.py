@@ -11,6 +11,7 @@ import torch
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.ops import MEASURES, Patches, compile, reference
+from meal_gpu.ops.checks import require, require_gatherable, require_logits
 from meal_gpu.ops.cuml_umap import umap_fit
 from meal_gpu.ops.upsampling import SHARED_BYTES, Tiling, tiling
 
@@ -50,7 +51,7 @@ def patch_entropy(
     logits, defines, plan = _prepare(logits, grid, padded, align_corners)
     images, _, height, width = logits.shape
     if valid is not None:
-        _require("valid", valid, (torch.uint8, torch.bool), (grid.height, grid.width), logits)
+        require("valid", valid, (torch.uint8, torch.bool), (grid.height, grid.width), logits)
         valid = valid.contiguous()
     defines |= {"MEASURE": MEASURES.index(measure), "VALID": int(valid is not None)}
     spans_x, spans_y = len(plan.x.spans), len(plan.y.spans)
@@ -90,7 +91,7 @@ def confusion(
     if logits.dtype == torch.float64:
         return reference.confusion(logits, labels, padded, align_corners, void)
     size = (labels.shape[1], labels.shape[2])
-    _require("labels", labels, (torch.uint8,), (len(logits), *size), logits)
+    require("labels", labels, (torch.uint8,), (len(logits), *size), logits)
     # Cells and tiles of the whole image: one patch
     grid = Grid(1, 1, *size)
     logits, defines, plan = _prepare(logits, grid, padded, align_corners)
@@ -131,7 +132,7 @@ def kmeans_plusplus(
         raise InputError(f"at most {MAX_ROWS} points are supported, got {rows}")
     dtype = torch.promote_types(points.dtype, torch.float32)
     if chosen is not None:
-        _require("chosen", chosen, FLOATS, (len(chosen), columns), points)
+        require("chosen", chosen, FLOATS, (len(chosen), columns), points)
         dtype = torch.promote_types(dtype, chosen.dtype)
         chosen = chosen.to(dtype).contiguous()
     points = points.to(dtype).contiguous()
@@ -173,23 +174,12 @@ def gather_patches(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
 ) -> Patches:
-    pool = (*images.shape[:1], grid.height, grid.width)
-    _require("images", images, (torch.uint8,), (*pool, 3), images)
-    if labels is not None:
-        _require("labels", labels, (torch.uint8,), pool, images)
+    height, width = padded or (grid.patch_height, grid.patch_width)
+    require_gatherable(images, labels, patches, grid, dtype, tuple(FORMATS), (height, width))
     for what, array in (("images", images), ("labels", labels)):
         # A pool is too large to be copied in silence
         if array is not None and not array.is_contiguous():
             raise InputError(f"{what} must be contiguous, got strides {array.stride()}")
-    if patches.ndim != 1 or patches.dtype != torch.int64:
-        raise InputError(f"patches must be [M] torch.int64, got {list(patches.shape)} {patches.dtype}")
-    if dtype not in FORMATS:
-        raise InputError(f"pixels can be float16, bfloat16 or float32, not {dtype}")
-    height, width = padded or (grid.patch_height, grid.patch_width)
-    if height < grid.patch_height or width < grid.patch_width:
-        raise InputError(
-            f"patches of {grid.patch_height}×{grid.patch_width} pixels do not fit into {height}×{width}"
-        )
     # A copy that the host does not wait for
     patches = patches.to(images.device, non_blocking=True).contiguous()
     pixels = torch.empty(
@@ -241,14 +231,8 @@ def _prepare(
     logits: torch.Tensor, grid: Grid, padded: tuple[int, int], align_corners: bool
 ) -> tuple[torch.Tensor, dict[str, int], Tiling]:
     """Logits in one of the two layouts, the macros that describe them, and how they are cut."""
-    if logits.ndim != 4 or logits.dtype not in FORMATS:
-        raise InputError(
-            f"logits must be [B, C, h, w] float16, bfloat16 or float32, "
-            f"got {list(logits.shape)} {logits.dtype}"
-        )
+    require_logits(logits, tuple(FORMATS))
     _, classes, height, width = logits.shape
-    if not 1 <= classes <= 256:
-        raise InputError(f"logits have {classes} classes, 1 to 256 are supported")
     channels_last = not logits.is_contiguous() and logits.is_contiguous(memory_format=torch.channels_last)
     if not channels_last:
         logits = logits.contiguous()
@@ -267,18 +251,3 @@ def _prepare(
         "SPAN_Y": plan.y.longest,
     }
     return logits, defines, plan
-
-
-def _require(
-    what: str,
-    array: torch.Tensor,
-    dtypes: tuple[torch.dtype, ...],
-    shape: tuple[int, ...],
-    like: torch.Tensor,
-) -> None:
-    if array.dtype not in dtypes or tuple(array.shape) != shape or array.device != like.device:
-        wanted = " or ".join(str(dtype) for dtype in dtypes)
-        raise InputError(
-            f"{what} must be {list(shape)} {wanted} on {like.device}, "
-            f"got {list(array.shape)} {array.dtype} on {array.device}"
-        )

@@ -61,7 +61,7 @@ def patch_entropy(
         if valid is not None:
             uncertainty = uncertainty.where(valid[top : top + len(uncertainty)] != 0, 0.0)
         sums[image, top : top + len(uncertainty)] = _row_sums(uncertainty, grid)
-    totals = _column_sums(sums, grid)
+    totals = column_sums(sums, grid)
     # Nothing to see is nothing to learn: 0 where a patch has no valid pixel
     means = totals / patch_pixels(grid, valid, logits.device).clamp(min=1)
     return means if logits.dtype == torch.float64 else means.float()
@@ -87,7 +87,7 @@ def _row_sums(pixels: torch.Tensor, grid: Grid) -> torch.Tensor:
     return filled.view(-1, grid.columns, grid.patch_width).sum(dim=2, dtype=torch.float64)
 
 
-def _column_sums(sums: torch.Tensor, grid: Grid) -> torch.Tensor:
+def column_sums(sums: torch.Tensor, grid: Grid) -> torch.Tensor:
     """[B, H, columns] -> [B, P]."""
     filled = F.pad(sums, (0, 0, 0, grid.rows * grid.patch_height - grid.height))
     return filled.view(len(sums), grid.rows, grid.patch_height, grid.columns).sum(dim=2).flatten(1)
@@ -97,7 +97,7 @@ def patch_pixels(grid: Grid, valid: torch.Tensor | None, device: torch.device) -
     """[P] float64: how many pixels of each patch count."""
     if valid is None:
         return _patch_areas(grid, device)
-    return _column_sums(_row_sums((valid != 0).double(), grid)[None], grid)[0]
+    return column_sums(_row_sums((valid != 0).double(), grid)[None], grid)[0]
 
 
 @cache

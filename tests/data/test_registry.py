@@ -6,8 +6,8 @@ import pytest
 from data_samples import MakeTree
 from PIL import Image
 
+from meal_gpu.cache import cache_root
 from meal_gpu.data import DATASETS, Dataset, load_images, load_labels, open_dataset
-from meal_gpu.data.cache import cache_root
 from meal_gpu.errors import ConfigError, DataError
 
 

@@ -15,6 +15,7 @@ KERNELS = sorted(path.name for path in compile.folder().glob("*.cu"))
 
 def test_there_is_a_kernel_per_operation() -> None:
     assert KERNELS == ["confusion.cu", "gather_patches.cu", "kmeans_plusplus.cu", "patch_entropy.cu"]
+    assert {path.name for path in compile.folder().glob("*.cpp")} == {"cpu.cpp", "cpu_gather.cpp"}
 
 
 @pytest.mark.parametrize("file", KERNELS)

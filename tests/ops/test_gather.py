@@ -1,4 +1,4 @@
-"""Patches cut from resident images, normalised."""
+"""Patches cut from resident images, normalised: by the reference, and by its CPU twin."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meal_gpu.grid import Grid
-from meal_gpu.ops import Patches, reference
+from meal_gpu.ops import Ops, Patches
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VOID = 255
@@ -47,8 +47,10 @@ def assert_rounded_once(actual: torch.Tensor, expected: np.ndarray, error: float
     assert (np.abs(actual.double().numpy() - expected) <= allowed).all()
 
 
-def gather(images: torch.Tensor, labels: torch.Tensor | None, patches: torch.Tensor, grid: Grid) -> Patches:
-    return reference.gather_patches(images, labels, patches, grid, MEAN, STD, VOID)
+def gather(
+    on_cpu: Ops, images: torch.Tensor, labels: torch.Tensor | None, patches: torch.Tensor, grid: Grid
+) -> Patches:
+    return on_cpu.gather_patches(images, labels, patches, grid, MEAN, STD, VOID)
 
 
 @pytest.mark.parametrize(
@@ -63,10 +65,10 @@ def gather(images: torch.Tensor, labels: torch.Tensor | None, patches: torch.Ten
     ],
     ids=str,
 )
-def test_every_patch_equals_its_slice(grid: Grid) -> None:
+def test_every_patch_equals_its_slice(grid: Grid, on_cpu: Ops) -> None:
     images, labels = scene(3, grid.height, grid.width)
     ids = torch.arange(3 * grid.patches_per_image)
-    pixels, truth = gather(images, labels, ids, grid)
+    pixels, truth = gather(on_cpu, images, labels, ids, grid)
     assert truth is not None
     assert (pixels.dtype, truth.dtype) == (torch.float32, torch.uint8)
     assert pixels.shape == (len(ids), 3, grid.patch_height, grid.patch_width)
@@ -79,36 +81,36 @@ def test_every_patch_equals_its_slice(grid: Grid) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 17), max_size=12))
-def test_any_order_with_repeats_selects_rows(patches: list[int]) -> None:
+def test_any_order_with_repeats_selects_rows(on_cpu: Ops, patches: list[int]) -> None:
     grid = Grid(2, 3, 5, 7)
     images, labels = scene(3, 5, 7)
     ids = torch.tensor(patches, dtype=torch.int64)
-    every = gather(images, labels, torch.arange(18), grid)
-    some = gather(images, labels, ids, grid)
+    every = gather(on_cpu, images, labels, torch.arange(18), grid)
+    some = gather(on_cpu, images, labels, ids, grid)
     assert torch.equal(some.pixels, every.pixels[ids])
     assert some.labels is not None
     assert every.labels is not None
     assert torch.equal(some.labels, every.labels[ids])
 
 
-def test_black_padding_is_0_after_normalisation_and_void_in_the_labels() -> None:
+def test_black_padding_is_0_after_normalisation_and_void_in_the_labels(on_cpu: Ops) -> None:
     grid = Grid(2, 3, 5, 7)
-    pixels, labels = gather(torch.full((1, 5, 7, 3), 255, dtype=torch.uint8),
+    pixels, labels = gather(on_cpu, torch.full((1, 5, 7, 3), 255, dtype=torch.uint8),
                             torch.zeros(1, 5, 7, dtype=torch.uint8), torch.tensor([5]), grid)  # fmt: skip
     assert labels is not None
     assert labels[0].tolist() == [[0, 255, 255], [0, 255, 255], [255, 255, 255]]
     assert ((pixels[0] != 0) == (labels[0] != 255)).all()
 
 
-def test_without_labels_there_are_none() -> None:
+def test_without_labels_there_are_none(on_cpu: Ops) -> None:
     images, _ = scene(1, 6, 8)
-    assert gather(images, None, torch.tensor([0]), Grid(2, 2, 6, 8)).labels is None
+    assert gather(on_cpu, images, None, torch.tensor([0]), Grid(2, 2, 6, 8)).labels is None
 
 
-def test_sources_are_left_alone() -> None:
+def test_sources_are_left_alone(on_cpu: Ops) -> None:
     images, labels = scene(1, 6, 8)
     before = images.clone(), labels.clone()
-    patches = gather(images, labels, torch.tensor([0, 3]), Grid(2, 2, 6, 8))
+    patches = gather(on_cpu, images, labels, torch.tensor([0, 3]), Grid(2, 2, 6, 8))
     patches.pixels.zero_()
     assert patches.labels is not None
     patches.labels.zero_()
@@ -116,9 +118,9 @@ def test_sources_are_left_alone() -> None:
     assert torch.equal(labels, before[1])
 
 
-def test_pixels_are_channels_last_as_convolutions_like_them() -> None:
+def test_pixels_are_channels_last_as_convolutions_like_them(on_cpu: Ops) -> None:
     images, labels = scene(2, 6, 8)
-    pixels, _ = gather(images, labels, torch.arange(8), Grid(2, 2, 6, 8))
+    pixels, _ = gather(on_cpu, images, labels, torch.arange(8), Grid(2, 2, 6, 8))
     assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -126,11 +128,11 @@ def test_pixels_are_channels_last_as_convolutions_like_them() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("padded", [None, (3, 3), (3, 4), (5, 3), (16, 16)], ids=str)
 def test_padding_type_and_layout(
-    padded: tuple[int, int] | None, dtype: torch.dtype, channels_last: bool
+    padded: tuple[int, int] | None, dtype: torch.dtype, channels_last: bool, on_cpu: Ops
 ) -> None:
     grid = Grid(2, 3, 5, 7)
     images, labels = scene(2, 5, 7)
-    pixels, truth = reference.gather_patches(
+    pixels, truth = on_cpu.gather_patches(
         images, labels, torch.arange(12), grid, MEAN, STD, VOID,
         padded=padded, dtype=dtype, channels_last=channels_last,
     )  # fmt: skip
@@ -147,10 +149,10 @@ def test_padding_type_and_layout(
         assert not pixels[patch][:, expected_truth == VOID].any()
 
 
-def test_padding_holds_nothing_of_the_neighbouring_patch() -> None:
+def test_padding_holds_nothing_of_the_neighbouring_patch(on_cpu: Ops) -> None:
     images = torch.full((1, 4, 6, 3), 255, dtype=torch.uint8)
     labels = torch.zeros(1, 4, 6, dtype=torch.uint8)
-    pixels, truth = reference.gather_patches(
+    pixels, truth = on_cpu.gather_patches(
         images, labels, torch.tensor([0]), Grid(2, 2, 4, 6), MEAN, STD, VOID, padded=(3, 5)
     )
     assert truth is not None
@@ -158,11 +160,11 @@ def test_padding_holds_nothing_of_the_neighbouring_patch() -> None:
     assert ((pixels[0] != 0) == (truth[0] != 255)).all()
 
 
-def test_every_type_is_the_rounded_float32() -> None:
+def test_every_type_is_the_rounded_float32(on_cpu: Ops) -> None:
     images, _ = scene(1, 16, 16)
-    exact = gather(images, None, torch.tensor([0]), Grid(1, 1, 16, 16)).pixels
+    exact = gather(on_cpu, images, None, torch.tensor([0]), Grid(1, 1, 16, 16)).pixels
     for dtype in (torch.float16, torch.bfloat16):
-        pixels, _ = reference.gather_patches(
+        pixels, _ = on_cpu.gather_patches(
             images, None, torch.tensor([0]), Grid(1, 1, 16, 16), MEAN, STD, VOID, dtype=dtype
         )
         assert torch.equal(pixels, exact.to(dtype))

@@ -1,7 +1,7 @@
-"""Patch entropy against values by hand and a plain float64 pipeline."""
+"""Patch entropy against values by hand and a plain float64 pipeline: the reference, and its CPU twin."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
-from meal_gpu.ops import MEASURES, reference
+from meal_gpu.ops import MEASURES, Ops, public, reference
 from meal_gpu.ops.public import patch_entropy
 
 # (logits' h, w), (padded H', W'), grid over the (H, W) that count
@@ -29,6 +29,14 @@ SHAPES = {
     "one logit": ((1, 1), (6, 6), Grid(2, 2, 6, 6)),
     "one pixel": ((1, 1), (1, 1), Grid(1, 1, 1, 1)),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def implementation(on_cpu: Ops) -> Iterator[Ops]:
+    """What the public function calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(public, "_ops_for", lambda _: on_cpu)
+        yield on_cpu
 
 
 def random_logits(*shape: int, scale: float = 3.0, seed: int = 0) -> torch.Tensor:
@@ -119,51 +127,51 @@ def test_patches_are_in_the_order_of_the_grid() -> None:
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("classes", [2, 11, 19])
-def test_float32_is_within_1e_6_of_float64(name: str, classes: int, align_corners: bool) -> None:
+def test_float32_is_within_1e_6_of_float64(name: str, classes: int, align_corners: bool, on_cpu: Ops) -> None:
     low, padded, grid = SHAPES[name]
     logits = random_logits(2, classes, *low)
     expected = plain(logits, grid, padded, align_corners, torch.float64)
-    actual = reference.patch_entropy(logits, grid, padded, align_corners)
+    actual = on_cpu.patch_entropy(logits, grid, padded, align_corners)
     assert (actual.shape, actual.dtype) == ((2, grid.patches_per_image), torch.float32)
     assert float((actual - expected).abs().max()) <= 1e-6
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("name", SHAPES)
-def test_float64_logits_are_computed_in_float64(name: str, align_corners: bool) -> None:
+def test_float64_logits_are_computed_in_float64(name: str, align_corners: bool, on_cpu: Ops) -> None:
     low, padded, grid = SHAPES[name]
     logits = random_logits(1, 11, *low).double()
-    actual = reference.patch_entropy(logits, grid, padded, align_corners)
+    actual = on_cpu.patch_entropy(logits, grid, padded, align_corners)
     assert actual.dtype == torch.float64
     expected = plain(logits, grid, padded, align_corners, torch.float64)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_lose_nothing_more(dtype: torch.dtype) -> None:
+def test_half_precision_logits_lose_nothing_more(dtype: torch.dtype, on_cpu: Ops) -> None:
     low, padded, grid = SHAPES["padded both"]
     rounded = random_logits(2, 19, *low).to(dtype)
-    actual = reference.patch_entropy(rounded, grid, padded, True)
+    actual = on_cpu.patch_entropy(rounded, grid, padded, True)
     assert actual.dtype == torch.float32
     assert float((actual - plain(rounded, grid, padded, True, torch.float64)).abs().max()) <= 1e-6
 
 
 @pytest.mark.parametrize("scale", [10.0, 80.0])
-def test_extreme_logits_are_no_worse_than_plain_float32(scale: float) -> None:
+def test_extreme_logits_are_no_worse_than_plain_float32(scale: float, on_cpu: Ops) -> None:
     low, padded, grid = SHAPES["stride 4"]
     logits = random_logits(2, 19, *low).sign() * scale
     expected = plain(logits, grid, padded, True, torch.float64)
-    error = (reference.patch_entropy(logits, grid, padded, True) - expected).abs().max()
+    error = (on_cpu.patch_entropy(logits, grid, padded, True) - expected).abs().max()
     tolerated = (plain(logits, grid, padded, True, torch.float32) - expected).abs().max()
     assert float(error) <= max(1e-6, float(tolerated))
 
 
-def test_coordinates_are_exact_at_full_size() -> None:
+def test_coordinates_are_exact_at_full_size(on_cpu: Ops) -> None:
     # In float32 coordinates are off by 1e-4 of a cell at 2048 pixels, and entropy by more than 1e-6
     grid = Grid(1, 8, 4, 2048)
     logits = random_logits(1, 2, 1, 512, scale=20)
     expected = plain(logits, grid, (4, 2048), False, torch.float64)
-    actual = reference.patch_entropy(logits, grid, (4, 2048), False)
+    actual = on_cpu.patch_entropy(logits, grid, (4, 2048), False)
     assert float((actual - expected).abs().max()) <= 1e-6
 
 
@@ -215,13 +223,13 @@ def test_all_infinite_logits_are_nan_rather_than_certain() -> None:
         assert bool(patch_entropy(torch.full((1, 3, 4, 4), bad)).isnan().all())
 
 
-def test_padding_that_is_cut_away_does_not_count() -> None:
+def test_padding_that_is_cut_away_does_not_count(on_cpu: Ops) -> None:
     logits = random_logits(1, 5, 8, 8)
     grid = Grid(2, 2, 20, 20)
-    before = reference.patch_entropy(logits, grid, (32, 32), True)
+    before = on_cpu.patch_entropy(logits, grid, (32, 32), True)
     logits[:, :, 6:] = math.nan
     logits[:, :, :, 6:] = math.nan
-    assert torch.equal(reference.patch_entropy(logits, grid, (32, 32), True), before)
+    assert torch.equal(on_cpu.patch_entropy(logits, grid, (32, 32), True), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -235,7 +243,11 @@ def test_a_result_does_not_depend_on_the_batch_it_is_in(dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("budget", [1, 19 * 31 * 4 * 2, 19 * 31 * 4 * 5 + 3, 1 << 40])
-def test_the_band_size_does_not_change_results(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_band_size_does_not_change_results(
+    budget: int, on_cpu: Ops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_cpu is not reference:
+        pytest.skip("tests/ops/test_cpu.py asks for more: equal bits")
     logits = random_logits(2, 19, 6, 8)
     expected = patch_entropy(logits, size=(23, 31))
     monkeypatch.setattr(reference, "BAND_BYTES", budget)
@@ -307,9 +319,11 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, Grid, tuple[int, int], bool]:
 
 @settings(deadline=None)
 @given(cases())
-def test_any_shape_agrees_with_float64(case: tuple[torch.Tensor, Grid, tuple[int, int], bool]) -> None:
+def test_any_shape_agrees_with_float64(
+    on_cpu: Ops, case: tuple[torch.Tensor, Grid, tuple[int, int], bool]
+) -> None:
     logits, grid, padded, align_corners = case
-    actual = reference.patch_entropy(logits, grid, padded, align_corners)
+    actual = on_cpu.patch_entropy(logits, grid, padded, align_corners)
     expected = plain(logits, grid, padded, align_corners, torch.float64)
     # a patch of one pixel has no mean to average rounding away: three roundings of log 9
     assert float((actual - expected).abs().max()) <= 2e-6
@@ -318,9 +332,11 @@ def test_any_shape_agrees_with_float64(case: tuple[torch.Tensor, Grid, tuple[int
 
 @settings(deadline=None)
 @given(cases(), st.floats(-50, 50))
-def test_softmax_symmetries(case: tuple[torch.Tensor, Grid, tuple[int, int], bool], shift: float) -> None:
+def test_softmax_symmetries(
+    on_cpu: Ops, case: tuple[torch.Tensor, Grid, tuple[int, int], bool], shift: float
+) -> None:
     logits, *rest = case
-    entropy = reference.patch_entropy(logits.double(), *rest)
+    entropy = on_cpu.patch_entropy(logits.double(), *rest)
     order = torch.randperm(logits.shape[1], generator=torch.Generator().manual_seed(0))
     for same in (logits.double() + shift, logits.double()[:, order]):
-        torch.testing.assert_close(reference.patch_entropy(same, *rest), entropy, rtol=0, atol=1e-10)
+        torch.testing.assert_close(on_cpu.patch_entropy(same, *rest), entropy, rtol=0, atol=1e-10)

@@ -9,7 +9,7 @@ import torch
 
 from meal_gpu import memory, ops
 from meal_gpu.errors import InputError, UnavailableError
-from meal_gpu.ops import Ops, cuda, reference, select, why_not_cuda
+from meal_gpu.ops import Ops, cpu, cuda, reference, select, select_for, why_not_cuda
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, cupy: bool) -> None:
@@ -43,7 +43,8 @@ def test_cuda_that_cannot_work_says_why_and_what_to_do(
         select("cuda")
     assert told in str(error.value)
     assert "--ops reference" in str(error.value)
-    assert select("auto") is reference
+    monkeypatch.setattr(ops, "why_not_cpu", lambda: None)
+    assert select("auto") is cpu
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
@@ -59,7 +60,7 @@ def test_cuda_is_taken_where_it_works(name: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(InputError, match="unknown ops 'gpu'; known: auto, reference, cuda"):
+    with pytest.raises(InputError, match="unknown ops 'gpu'; known: auto, reference, cpu, cuda"):
         select("gpu")
 
 
@@ -67,13 +68,44 @@ def test_the_default_is_auto() -> None:
     assert select() is select("auto")
 
 
-def test_the_reference_has_every_function_of_the_protocol_with_its_arguments() -> None:
+@pytest.mark.parametrize(
+    ("device", "without", "taken"),
+    [
+        ("cpu", (), cpu),
+        ("cpu", ("cuda",), cpu),
+        ("cpu", ("cpu",), reference),
+        ("cuda:1", (), cuda),
+        ("cuda:1", ("cpu",), cuda),
+        # the CPU's kernels cannot read what lies on a GPU, or on whatever else torch knows
+        ("cuda:1", ("cuda",), reference),
+        ("meta", (), reference),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the slower reference ops")
+def test_auto_takes_the_fastest_that_can_read_the_arrays(
+    device: str, without: tuple[str, ...], taken: Ops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cpu", "cuda"):
+        monkeypatch.setattr(ops, f"why_not_{name}", lambda name=name: "broken" if name in without else None)
+    monkeypatch.setattr(memory, "share_allocator", lambda: None)
+    assert select_for(torch.device(device)) is taken
+    assert select_for(torch.device(device), "reference") is reference
+    for name in {"cpu", "cuda"} - set(without):
+        # what was asked for by name is taken, and says itself what it cannot read
+        assert select_for(torch.device(device), name).name == name
+    for name in without:
+        with pytest.raises(UnavailableError, match=f"ops '{name}' cannot work here: broken. Use --ops ref"):
+            select_for(torch.device(device), name)
+
+
+@pytest.mark.parametrize("implementation", [reference, cpu, cuda], ids=lambda module: module.name)
+def test_a_module_has_every_function_of_the_protocol_with_its_arguments(implementation: Ops) -> None:
     # mypy checks the types; this also holds the names of the arguments where mypy does not run
     wanted = {n: f for n, f in vars(Ops).items() if inspect.isfunction(f) and not n.startswith("_")}
     assert {"patch_entropy", "gather_patches", "kmeans_plusplus", "confusion", "umap_fit"} <= set(wanted)
     for name, function in wanted.items():
         expected = list(inspect.signature(function).parameters.values())[1:]
-        actual = list(inspect.signature(getattr(reference, name)).parameters.values())
+        actual = list(inspect.signature(getattr(implementation, name)).parameters.values())
         assert [(p.name, p.kind) for p in actual] == [(p.name, p.kind) for p in expected], name
-    assert reference.name == "reference"
-    assert reference.name in ops.NAMES
+    assert inspect.getmodule(implementation.patch_entropy) is implementation
+    assert implementation.name in ops.NAMES

@@ -1,4 +1,4 @@
-"""Where datasets that this package makes or downloads are kept."""
+"""Where what this package makes or downloads once is kept: datasets, compiled CPU kernels."""
 
 import os
 from pathlib import Path
