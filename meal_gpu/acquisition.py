@@ -88,6 +88,15 @@ class Query:
         self.to_frame().to_parquet(path, index=False)
 
 
+def highest(scores: torch.Tensor, of: torch.Tensor, n: int) -> torch.Tensor:
+    """The n patches of highest score among `of` [U] int64 ascending, by `scores` [P]; -> [min(n, U)].
+
+    Equal scores: the lower id first. NaN comes before any number.
+    """
+    order = scores[of].argsort(descending=True, stable=True)
+    return of[order[:n]]
+
+
 class ScoredPool:
     """The pool as a strategy sees it (`strategies.base.Pool`): all is computed when first asked for.
 
@@ -110,6 +119,7 @@ class ScoredPool:
         self.ops = images.ops
         self.scored: Scored | None = None
         self._described: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._everything: torch.Tensor | None = None  # the features of every patch, once they were asked for
 
     def scores(self) -> torch.Tensor:
         return self._scored().scores
@@ -123,16 +133,15 @@ class ScoredPool:
         return self.scored
 
     def candidates(self) -> torch.Tensor:
-        open_scores = self.scores()[self.unlabelled]
-        # stable: equal scores keep the ascending order of the ids
-        order = open_scores.argsort(descending=True, stable=True)
-        return self.unlabelled[order[: self._settings.candidates]]
+        return highest(self.scores(), self.unlabelled, self._settings.candidates)
 
     def features(self, patches: torch.Tensor) -> torch.Tensor:
         if self._settings.features == SHARED:
             shared = self._scored().features
             assert shared is not None
             features = shared[patches.to(shared.device)]
+        elif self._everything is not None:
+            return self._everything[patches.to(self._everything.device)]
         else:
             features = patch_features(self._images, patches, self._model, self._grid)
         self._described.append((features, patches))
@@ -149,6 +158,7 @@ class ScoredPool:
         if self._manifold is None:
             everything = torch.arange(len(self._images) * self._grid.patches_per_image)
             features = self.features(everything)
+            self._everything = features
             self.require_finite()
             seed = rng.integer(self._settings.seed, 0, "manifold")
             self._manifold = self._fit(features, seed)
@@ -214,7 +224,7 @@ def acquire(
     features: str = "crop",
     layer: str | None = None,
     size: tuple[int, int] | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     precision: str = "auto",
     pool_share: float = SHARE,
     device: str | torch.device | None = None,
@@ -238,7 +248,8 @@ def acquire(
         layer: name of the submodule whose output [B, D, h, w] gives features; None: the encoder, where
             `adapt` knows it.
         size: (height, width) that image files are resized to; None: that of the first.
-        batch_size: images in a forward pass.
+        batch_size: images in a forward pass; None: 8 on a GPU, 1 on the CPU, whose caches then hold the
+            activations.
         precision: "float32", "bfloat16" or "float16" (autocast); "auto": bfloat16 where the hardware has it.
         pool_share: of the free memory, for the images; files that take more are decoded anew in every pass.
         device: where to compute; None: where the model is.

@@ -9,9 +9,16 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from meal_gpu.convolution import phase_dilated
 from meal_gpu.models import Network, Output
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# They run their children in order, and resize at the end. BatchNorm, or ReLU out of place, would lose the
+# channels-last memory of the one pixel inside, and with it that of the concatenation behind
+_POOLINGS = (
+    "segmentation_models_pytorch.decoders.deeplabv3.decoder.ASPPPooling",
+    "torchvision.models.segmentation.deeplabv3.ASPPPooling",
+)
 _WARM_UP = 3  # passes before a capture, in which libraries choose their algorithms
 
 
@@ -26,12 +33,16 @@ def default_precision(device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def for_inference(model: Network, precision: str) -> Network:
+def for_inference(model: Network, precision: str, device: torch.device) -> Network:
     """A copy of `model` in eval mode that computes the same, faster, under `autocast` with `precision`.
 
-    BatchNorms that follow a convolution in a plain `nn.Sequential` are folded into it in float32 (Jacob et
-    al. 2018, section 3.2), and the weights that autocast would cast in every pass are cast once. A network
-    that is no `nn.Module`, or cannot be copied, is put in eval mode and returned as it is.
+    BatchNorms that follow a convolution in a plain `nn.Sequential`, or in the pooling of DeepLab's ASPP, are
+    folded into it in float32 (Jacob et al. 2018, section 3.2), and the weights that autocast would cast in
+    every pass are cast once. On the CPU, depthwise convolutions of a large dilation become `Phased`. A
+    network that is no `nn.Module`, or cannot be copied, is put in eval mode and returned as it is.
+
+    Args:
+        device: where the model is, and will be called.
     """
     if not isinstance(model, nn.Module):
         model.eval()
@@ -42,6 +53,8 @@ def for_inference(model: Network, precision: str) -> Network:
         model.eval()
         return model
     fold_batchnorm(ready)
+    if device.type == "cpu":
+        phase_dilated(ready)
     if precision != "float32":
         for module in ready.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -51,14 +64,22 @@ def for_inference(model: Network, precision: str) -> Network:
 
 
 def fold_batchnorm(model: nn.Module) -> None:
-    """Fold every BatchNorm2d that follows a Conv2d of its own in a plain `nn.Sequential`, in place."""
+    """Fold every BatchNorm2d that follows a Conv2d of its own in a plain `nn.Sequential`, in place.
+
+    The pooling of DeepLab's ASPP counts as one. A ReLU behind then overwrites its input, which nothing else
+    reads.
+    """
     uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for parent in model.modules():
-        if not _is_plain(parent):
+        if not _is_plain(parent) and _home(parent) not in _POOLINGS:
             continue
         before: nn.Module | None = None
+        folded = False
         for name, child in parent.named_children():
             convolution = _last(before)
+            if folded and isinstance(child, nn.ReLU | nn.ReLU6) and uses[id(child)] == 1:
+                child.inplace = True
+            folded = False
             if (
                 isinstance(child, nn.BatchNorm2d)
                 and isinstance(convolution, nn.Conv2d)
@@ -67,11 +88,16 @@ def fold_batchnorm(model: nn.Module) -> None:
             ):
                 _fold(convolution, child)
                 setattr(parent, name, nn.Identity())
+                folded = True
             before = child
 
 
 def _is_plain(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _home(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _last(module: nn.Module | None) -> nn.Module | None:

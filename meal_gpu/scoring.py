@@ -15,7 +15,11 @@ from meal_gpu.ops import Ops
 
 Advance = Callable[[int], None]
 
-_PATCH_BATCH = 32
+_GPU_BATCH = 8
+_MOST_PATCHES = 32
+# Of the patches that pass through the encoder together on the CPU, measured with 128×256 and 90×120: more
+# leave the caches, fewer do not pay the cost of a layer
+_CPU_PIXELS = 2**18
 # A capture costs some passes of its own
 _GRAPH_FROM = 8
 
@@ -27,6 +31,18 @@ class Scored(NamedTuple):
     features: torch.Tensor | None
 
 
+def default_batch(device: torch.device) -> int:
+    """Images in a forward pass: 8 on a GPU, 1 on the CPU, whose caches then hold the activations."""
+    return _GPU_BATCH if device.type == "cuda" else 1
+
+
+def patches_at_once(grid: Grid, device: torch.device) -> int:
+    """Patches in a forward pass: 32 on a GPU; on the CPU no more than 2^18 pixels, but one."""
+    if device.type == "cuda":
+        return _MOST_PATCHES
+    return min(_MOST_PATCHES, max(1, _CPU_PIXELS // (grid.patch_height * grid.patch_width)))
+
+
 class ImageSet:
     """Images of a pool that pass through a network in fixed batches.
 
@@ -36,11 +52,12 @@ class ImageSet:
 
     Args:
         images: a source, or a uint8 tensor [N, H, W, 3] on the device that computes.
+        batch_size: images in a forward pass; None: `default_batch` of the device.
     """
 
     def __init__(
-        self, images: Images | torch.Tensor, ops: Ops, *, precision: str = "float32", batch_size: int = 8,
-        cache_bytes: int = 0,
+        self, images: Images | torch.Tensor, ops: Ops, *, precision: str = "float32",
+        batch_size: int | None = None, cache_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.images: Images = Resident(images) if isinstance(images, torch.Tensor) else images
         self.size = self.images.size
@@ -48,7 +65,7 @@ class ImageSet:
         self.ops = ops
         self._whole = Grid(1, 1, *self.size)
         self.precision = precision
-        self._batch_size = batch_size
+        self._batch_size = default_batch(self.device) if batch_size is None else batch_size
         self._free_bytes = cache_bytes
         self._encoded: list[Encoded] = []  # of the first batches
 
@@ -58,7 +75,7 @@ class ImageSet:
     @torch.inference_mode()
     def outputs(self, model: Network) -> Iterator[tuple[slice, Output]]:
         """Yield (images, logits and features) batch by batch, in order."""
-        ready = for_inference(model, self.precision)
+        ready = for_inference(model, self.precision, self.device)
         if isinstance(ready, Segmenter) and ready.frozen:
             for batch, encoded in self._encodings(ready):
                 with autocast(self.device, self.precision):
@@ -84,7 +101,7 @@ class ImageSet:
     @torch.inference_mode()
     def feature_maps(self, model: Network) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield (images, [B, D, h', w']) batch by batch, without the decoder."""
-        ready = for_inference(model, self.precision)
+        ready = for_inference(model, self.precision, self.device)
         if isinstance(ready, Segmenter) and ready.frozen:
             for batch, encoded in self._encodings(ready):
                 yield batch, encoded.deep
@@ -158,11 +175,11 @@ def patch_features(
     pool: ImageSet, patches: torch.Tensor, model: Network, grid: Grid, advance: Advance = lambda _: None
 ) -> torch.Tensor:
     """[M] patch ids -> [M, D] float32: each patch's own pixels through the encoder, globally averaged."""
-    ready = for_inference(model, pool.precision)
+    ready = for_inference(model, pool.precision, pool.device)
     # In ascending order, for images that come from elsewhere one after the other
     ascending, order = patches.to(pool.device).sort(stable=True)
     parts = []
-    for window in windows(pool.images, ascending, grid, _PATCH_BATCH):
+    for window in windows(pool.images, ascending, grid, patches_at_once(grid, pool.device)):
         pixels = pool.ops.gather_patches(
             window.pixels, None, window.local, grid, ready.mean, ready.std, 0
         ).pixels

@@ -80,7 +80,7 @@ def test_made_ready_for_inference_it_computes_the_same(family: str, precision: s
     model = built(family)
     batch = images(SIZES[1])
     adapter = adapt(model)
-    ready = for_inference(adapter, precision)
+    ready = for_inference(adapter, precision, torch.device("cpu"))
     assert ready is not adapter
 
     def outputs(network: Any) -> tuple[torch.Tensor, ...]:
@@ -136,7 +136,7 @@ def test_the_users_model_stays_as_it_was(family: str) -> None:
     before, weights = state(model), copy.deepcopy(model.state_dict())
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     adapter = adapt(model)
-    ready = for_inference(adapter, "bfloat16")
+    ready = for_inference(adapter, "bfloat16", torch.device("cpu"))
     with torch.inference_mode():
         for network in (adapter, ready):
             with autocast(torch.device("cpu"), "bfloat16"):
@@ -157,7 +157,7 @@ def test_a_model_that_cannot_be_copied_keeps_its_mode_too() -> None:
     assert isinstance(mean, torch.Tensor)
     before, statistics = state(model), mean.clone()
     adapter = adapt(model, layer="body")
-    ready = for_inference(adapter, "float32")
+    ready = for_inference(adapter, "float32", torch.device("cpu"))
     assert ready is adapter
     first = ready(images((32, 32))).logits
     assert torch.equal(first, ready(images((32, 32))).logits)
@@ -172,7 +172,7 @@ def test_frozen_parts_are_evaluated_too() -> None:
     # smp's train() passes over a frozen encoder, whose dropout would then stay random
     model = smp.Unet("efficientnet-b0", encoder_weights=None, classes=CLASSES).train()
     model.freeze_encoder()
-    ready = for_inference(adapt(model), "float32")
+    ready = for_inference(adapt(model), "float32", torch.device("cpu"))
     with torch.inference_mode():
         assert torch.equal(ready(images((64, 64))).logits, ready(images((64, 64))).logits)
 
@@ -213,7 +213,7 @@ def test_a_scripted_model_is_one_of_any() -> None:
     model = smp.FPN("resnet18", encoder_weights=None, classes=CLASSES).train()
     scripted = torch.jit.script(model)
     with torch.no_grad():
-        ready = for_inference(adapt(scripted), "float32")
+        ready = for_inference(adapt(scripted), "float32", torch.device("cpu"))
         torch.testing.assert_close(ready(images((64, 64))).logits, model.eval()(images((64, 64))))
     assert scripted.training
     with pytest.raises(InputError, match="'encoder' of a scripted model"):

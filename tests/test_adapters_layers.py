@@ -79,7 +79,8 @@ def test_features_of_a_layer_by_name(layer: str, shape: tuple[int, ...]) -> None
         maps["pool"] = maps["body"].mean(dim=(2, 3), keepdim=True)
         adapter = adapt(model, layer=layer)
         # folding BatchNorm must not reach the layer, nor ReLU in place
-        for network in (adapter, for_inference(adapter, "float32"), copy.deepcopy(adapter)):
+        ready = for_inference(adapter, "float32", torch.device("cpu"))
+        for network in (adapter, ready, copy.deepcopy(adapter)):
             for found in (network(batch).features, network.features(batch)):
                 assert found.shape == (2, *shape)
                 torch.testing.assert_close(found, maps[layer], rtol=1e-5, atol=1e-6)
@@ -104,7 +105,7 @@ def test_features_alone_end_the_pass_at_the_layer() -> None:
 )
 def test_a_layer_goes_before_the_familys_own(name: str, layer: str, dimension: int) -> None:
     adapter = adapt(built(name), layer=layer)
-    for network in (adapter, for_inference(adapter, "float32")):
+    for network in (adapter, for_inference(adapter, "float32", torch.device("cpu"))):
         with torch.inference_mode():
             output = network(images((64, 64)))
             assert output.features.shape[1] == dimension

@@ -12,7 +12,14 @@ from meal_gpu.grid import Grid
 from meal_gpu.inference import autocast
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Output, Segmenter
 from meal_gpu.ops import reference
-from meal_gpu.scoring import ImageSet, patch_features, require_finite, score_pool
+from meal_gpu.scoring import (
+    ImageSet,
+    default_batch,
+    patch_features,
+    patches_at_once,
+    require_finite,
+    score_pool,
+)
 
 GRID = Grid(2, 4, 32, 64)
 BUILDER = Builder("smp", 3, "none")
@@ -165,12 +172,28 @@ def test_features_in_any_batches_and_order(monkeypatch: pytest.MonkeyPatch) -> N
     patches = torch.tensor([9, 2, 2, 15, 0])
     whole = patch_features(pool(images), patches, model, GRID)
     done: list[int] = []
-    monkeypatch.setattr("meal_gpu.scoring._PATCH_BATCH", 2)
+    monkeypatch.setattr("meal_gpu.scoring.patches_at_once", lambda grid, device: 2)
     parts = patch_features(pool(images), patches, model, GRID, done.append)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     assert torch.equal(whole[1], whole[2])
     assert done == [2, 2, 1]
     assert not whole.requires_grad
+
+
+def test_the_default_batch_is_what_the_device_is_fast_at() -> None:
+    assert (default_batch(torch.device("cpu")), default_batch(torch.device("cuda"))) == (1, 8)
+    done: list[int] = []
+    score_pool(pool(scenes(3)), Brightness(), GRID, advance=done.append)
+    assert done == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("grid", "on_cpu"),
+    [(Grid(4, 4, 512, 1024), 8), (Grid(4, 4, 360, 480), 24), (GRID, 32), (Grid(1, 1, 1024, 2048), 1)],
+)
+def test_patches_of_a_bounded_area_pass_at_once(grid: Grid, on_cpu: int) -> None:
+    assert patches_at_once(grid, torch.device("cpu")) == on_cpu
+    assert patches_at_once(grid, torch.device("cuda")) == 32
 
 
 def test_a_users_own_network_gives_features_from_its_output() -> None:

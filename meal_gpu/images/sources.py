@@ -15,6 +15,7 @@ from meal_gpu.images.headers import Size, image_size
 from meal_gpu.images.loader import Loader
 
 _AHEAD = 8  # images fetched at a time for patches
+_DECODED = 8  # files, at least, that the decoder's threads share
 
 
 class Images(Protocol):
@@ -146,10 +147,11 @@ class Streamed:
 
     def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         paths = self._paths if of is None else [self._paths[number] for number in of.tolist()]
+        at_once = batch_size * -(-_DECODED // batch_size)
         loader = Loader(
-            paths, self.size, device=self.device, batch_size=min(batch_size, len(paths)), native=self._native
+            paths, self.size, device=self.device, batch_size=min(at_once, len(paths)), native=self._native
         )
-        return iter(loader)
+        return (batch for decoded in loader for batch in torch.split(decoded, batch_size))
 
 
 class Listed(Protocol):

@@ -14,6 +14,7 @@ from PIL import Image
 from meal_gpu.errors import DataError, InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images import opening
+from meal_gpu.images.loader import Loader
 from meal_gpu.images.opening import open_files, open_images
 from meal_gpu.images.sources import Drawn, Hosted, Images, Resident, Streamed, windows
 
@@ -73,6 +74,23 @@ def test_batches_in_order(source: Images, pixels: torch.Tensor, batch_size: int)
         batches = list(source.batches(batch_size))
         assert [len(batch) for batch in batches] == [len(part) for part in pixels.split(batch_size)]
         assert torch.equal(torch.cat(batches), pixels)
+
+
+@pytest.mark.parametrize(("batch_size", "decoded"), [(1, 8), (3, 9), (8, 8), (10, 10), (16, 11)])
+def test_files_are_decoded_together_however_small_the_batches(
+    batch_size: int, decoded: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Spy(Loader):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            asked.append(self.batch_size)
+            return super().__iter__()
+
+    monkeypatch.setattr("meal_gpu.images.sources.Loader", Spy)
+    batches = list(Streamed(sorted(folder.rglob("*.png")), None, CPU).batches(batch_size))
+    assert asked == [decoded]
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
 
 
 @pytest.mark.parametrize("of", [[3], [0, 2, 3, 9, 10], [7, 1]])
