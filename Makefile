@@ -24,10 +24,11 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror kernels/*.cu* tests/cuda_on_cpu/*.?pp
+	$(BIN)/clang-format --dry-run --Werror kernels/*.c* tests/cuda_on_cpu/*.?pp
 
 bench: .venv/installed
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --out bench/results/cpu.jsonl
+	$(BIN)/python -m bench.readme
 
 wheel: .venv/installed
 	$(BIN)/python -m build --wheel

@@ -1,33 +1,96 @@
-"""Run every case, print a table, append the rows to bench/results/."""
+"""The benchmarks' command line: `python -m bench`, or `meal-gpu bench`. The CASEs stand in bench_*.py."""
 
-import argparse
+import ast
+import time
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
+from rich.console import Console
 
-from bench import harness
+from bench import ceiling, harness, results
+from meal_gpu.errors import MealGpuError
 
 HERE = Path(__file__).parent
-CASES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+# In this order, what a whole acquisition is made of comes before it
+ORDER = ("patch_entropy", "confusion", "gather", "kmeans_plusplus", "selection", "decode", "forward",
+         "neighbors", "umap", "scaling", "acquisition")  # fmt: skip
+WIDTH = 200
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("case", nargs="*", help=f"of: {', '.join(CASES)}; all by default")
-    parser.add_argument("--device", type=torch.device, default="cpu")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.jsonl", help="JSON lines")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.case) - set(CASES):
-        parser.error(f"unknown case {', '.join(sorted(unknown))}; known: {', '.join(CASES)}")
-    print(f"{'case':16} {'contender':22} {'median':>10} {'p20':>10} {'p80':>10} {'first':>10}  sizes")
-    for case in arguments.case or CASES:
-        rows = import_module(f"bench.bench_{case}").run(arguments.device)
-        harness.write(rows, arguments.out, arguments.device)
-        for row in rows:
-            times = " ".join(f"{1e3 * t:7.2f} ms" for t in (row.median, row.p20, row.p80, row.first))
-            print(f"{row.case:16} {row.contender:22} {times}  {row.sizes}")
+def known() -> dict[str, str]:
+    """Name and first line of every case."""
+    found = {name: (HERE / f"bench_{name}.py").read_text(encoding="utf-8") for name in ORDER}
+    return {
+        name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0] for name, text in found.items()
+    }
+
+
+@app.command()
+def main(
+    cases: Annotated[
+        list[str] | None, typer.Argument(metavar="[CASE]...", help="All, if none is named.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="JSON lines, written anew.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the rows (.svg or .png).")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Begin no case after so many seconds.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Say what there is, and stop.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Earlier rows; exit code 1 where these disagree.")
+    ] = None,
+) -> None:
+    """Measure ours beside what a user would pick instead, and against what the device can do."""
+    console = Console(width=None if Console().is_terminal else WIDTH)
+    if listed:
+        for name, line in known().items():
+            console.print(f"{name:16} {line}", highlight=False)
+        return
+    if unknown := [name for name in cases or () if name not in ORDER]:
+        raise typer.BadParameter(f"unknown case {', '.join(unknown)}; known: {', '.join(ORDER)}")
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no NVIDIA GPU: use --device cpu", param_hint="--device")
+    begun = time.monotonic()
+    limits = ceiling.measured(where)
+    described = harness.described(where, limits)
+    rows: results.Rows = []
+    skipped = []
+    with harness.recording(out) as write:
+        for name in cases or ORDER:
+            if seconds is not None and time.monotonic() - begun > seconds:
+                skipped.append(name)
+                continue
+            for case in import_module(f"bench.bench_{name}").cases(where):
+                found = [vars(row) | described for row in harness.measure(case, where, limits)]
+                write(found)
+                rows += found
+                console.print(results.table(found))
+    for growth in results.growth(rows):
+        memory = "" if growth.memory is None else f", memory with {growth.over}^{growth.memory:.2f}"
+        console.print(f"{growth.case}: time grows with {growth.over}^{growth.time:.2f}{memory}")
+    console.print(f"{len(rows)} rows in {time.monotonic() - begun:.0f} s")
+    if skipped:
+        console.print(f"not begun within {seconds:.0f} s: {', '.join(skipped)}")
+    if plot is not None:
+        from bench.plot import draw
+
+        draw(rows, plot)
+    if against is not None:
+        apart = [each for each in results.compared(harness.read(against), rows) if not each.agree]
+        for each in apart:
+            console.print(f"{each.ratio:.2f} × the time before: {' · '.join(each.key)}", highlight=False)
+        console.print(f"{len(apart)} of {len(rows)} rows lie outside the spread of {against}")
+        raise typer.Exit(bool(apart))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        app(prog_name="meal-gpu bench")
+    except MealGpuError as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise SystemExit(1) from None

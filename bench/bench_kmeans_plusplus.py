@@ -1,28 +1,58 @@
-"""K-Means++ seeding: ours against scikit-learn on the CPU, plain D² sampling both."""
+"""K-Means++ seeding, plain D² sampling: ours against scikit-learn's, and cuML's on a GPU."""
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import torch
-from sklearn.cluster import kmeans_plusplus as peer
 
-from bench.harness import Row, measure
+from bench.ceiling import Work
+from bench.harness import Case
 from meal_gpu.ops import select_for
 
+N = 32
 
-def run(device: torch.device) -> list[Row]:
-    ours_on = select_for(device)
-    rows = []
-    for points, n in ((200, 32), (100_000, 32)):
+
+def cases(device: torch.device) -> Iterator[Case]:
+    from sklearn.cluster import kmeans_plusplus as scikit_learn
+
+    ours = select_for(device)
+    on_gpu = device.type == "cuda"
+    for rows in (200, 100_000, 1_000_000, *((10_000_000,) if on_gpu else ())):
         generator = torch.Generator().manual_seed(0)
-        values = torch.randn(points, 2, generator=generator)
-        draws = torch.rand(n, 1, generator=generator, dtype=torch.float64)
-        array = values.numpy()
-        values, draws = values.to(device), draws.to(device)
+        points = torch.randn(rows, 2, generator=generator)
+        draws = torch.rand(N, 1, generator=generator, dtype=torch.float64)
+        array = points.numpy()
+        points, draws = points.to(device), draws.to(device)
+        contenders: dict[str, Callable[[], object]] = {
+            f"ours, {ours.name} ops": lambda points=points, draws=draws: ours.kmeans_plusplus(
+                points, draws, None
+            ),
+            "scikit-learn": lambda array=array: scikit_learn(array, N, n_local_trials=1, random_state=0)[1],
+        }
+        if on_gpu and find_spec("cuml") is not None:
+            contenders["cuML, with one round of Lloyd"] = lambda points=points: _cuml(points)
 
-        def ours(values: torch.Tensor = values, draws: torch.Tensor = draws) -> object:
-            return ours_on.kmeans_plusplus(values, draws, None)
+        def quality(name: str, result: Any, points: torch.Tensor = points) -> dict[str, Any]:
+            """The potential of what was chosen, mean squared distance to the nearest, for one seed."""
+            centres = points[torch.as_tensor(result, device=points.device)] if "cuML" not in name else result
+            potential = float(torch.cdist(points, centres).square().amin(dim=1).mean())
+            return {"potential": round(potential, 4)}
 
-        def theirs(array: object = array, n: int = n) -> object:
-            return peer(array, n, n_local_trials=1, random_state=0)
+        # Each draw reads the points, and reads and writes their distance in float64
+        yield Case(
+            "kmeans_plusplus",
+            {"points": rows, "dimensions": 2, "n": N, "dtype": "float32"},
+            contenders,
+            Work(N * rows * (2 * 4 + 2 * 8)),
+            quality=quality,
+        )
 
-        contenders = {f"{ours_on.name} ops": ours, "scikit-learn": theirs}
-        rows += measure("kmeans_plusplus", {"points": points, "n": n}, contenders, device)
-    return rows
+
+def _cuml(points: torch.Tensor) -> torch.Tensor:
+    from cuml.cluster import KMeans
+
+    model = KMeans(n_clusters=N, init="k-means++", n_init=1, max_iter=1, random_state=0, output_type="cupy")
+    centres = torch.as_tensor(model.fit(points).cluster_centers_, device=points.device)
+    torch.cuda.synchronize(points.device)  # it has a stream of its own, which our events do not see
+    return centres

@@ -24,10 +24,10 @@ def frames(count: int, size: tuple[int, int], device: torch.device) -> torch.Ten
     return out
 
 
-def write(folder: Path, images: torch.Tensor) -> list[Path]:
-    """Save each frame as JPEG, quality 95, like camera recordings."""
+def write(folder: Path, images: torch.Tensor, suffix: str = "jpg") -> list[Path]:
+    """Save each frame, as JPEG of quality 95, like camera recordings, or as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{i:06d}.jpg" for i in range(len(images))]
+    paths = [folder / f"{i:06d}.{suffix}" for i in range(len(images))]
 
     def save(i: int) -> None:
         Image.fromarray(images[i].cpu().numpy()).save(paths[i], quality=95)

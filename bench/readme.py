@@ -1,8 +1,10 @@
-"""Rewrite the README's results from the committed run records: `python -m bench.readme`."""
+"""Rewrite the README's results from committed records and rows: `python -m bench.readme`."""
 
 import re
 from pathlib import Path
 
+from bench import harness, performance
+from bench.plot import draw
 from meal_gpu import report
 from meal_gpu.report import Run
 
@@ -10,16 +12,20 @@ ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "runs" / "camvid-short"
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
 PLOT = ROOT / "docs" / "camvid-short.svg"
-_BLOCK = re.compile(r"(<!-- camvid -->\n).*?(<!-- /camvid -->)", flags=re.DOTALL)
 
 
 def render(readme: str) -> str:
-    """The README with its result block made anew from the records."""
+    """The README with its result blocks made anew from what is committed."""
     runs = [report.load(RECORDS / name) for name in STRATEGIES]
-    return _BLOCK.sub(lambda match: match[1] + _block(runs) + match[2], readme)
+    rows = {device: harness.read(path) for device, path in performance.RESULTS.items() if path.is_file()}
+    for name, block in (("camvid", _camvid(runs)), ("performance", performance.section(rows) + "\n\n")):
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
+        readme, count = pattern.subn(lambda match, block=block: match[1] + block + match[2], readme)
+        assert count == 1, f"the README has {count} blocks called {name}"
+    return readme
 
 
-def _block(runs: list[Run]) -> str:
+def _camvid(runs: list[Run]) -> str:
     first = runs[0]
     head = [f"{step['labelled']} patches ({step['share']:.2%})" for step in first.steps]
     rows = [["strategy", *head], ["---"] + ["--:"] * len(head)]
@@ -45,6 +51,9 @@ def main() -> None:
     readme = ROOT / "README.md"
     PLOT.parent.mkdir(exist_ok=True)
     report.plot([RECORDS / name for name in STRATEGIES], PLOT)
+    for device, path in performance.RESULTS.items():
+        if path.is_file():
+            draw(harness.read(path), performance.PLOTS[device])
     readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 

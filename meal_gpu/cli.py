@@ -3,6 +3,8 @@
 Imports of the engine stand inside the commands, so that --help loads no torch.
 """
 
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meal_gpu.errors import ConfigError, MealGpuError
+from meal_gpu.errors import ConfigError, MealGpuError, UnavailableError
 
 if TYPE_CHECKING:
     from meal_gpu.config import Config
@@ -62,7 +64,7 @@ def run(
         str | None,
         typer.Option(help="crop (each patch by itself), or shared (one pass)."),
     ] = None,
-    ops: Annotated[str | None, typer.Option(help="auto, reference or cuda.")] = None,
+    ops: Annotated[str | None, typer.Option(help="auto, reference, cpu or cuda.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config.")
@@ -172,8 +174,7 @@ def report_command(
 @app.command()
 def doctor() -> None:
     """Say what is installed, what works here, and why the rest does not."""
-    from meal_gpu import ops
-    from meal_gpu.doctor import examine
+    from meal_gpu.doctor import examine, ops_taken
 
     signs = {True: "works  ", False: "FAILS  ", None: "absent "}
     for finding in examine():
@@ -181,7 +182,23 @@ def doctor() -> None:
         typer.echo(f"         {finding.detail}")
         if finding.fix:
             typer.echo(f"         fix: {finding.fix}")
-    typer.echo(f"ops: {ops.select('auto').name}" + (f" ({why})" if (why := ops.why_not_cuda()) else ""))
+    typer.echo(f"ops: {ops_taken()}")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)
+def bench(context: typer.Context) -> None:
+    """Measure ours beside what a user would pick instead; needs a source checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / "bench" / "__main__.py").is_file():
+        raise UnavailableError(
+            f"the benchmarks are not part of an installed package ({root} holds no bench/): "
+            "clone the repository and call `make bench` there"
+        )
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "bench", *context.args]
+    sys.exit(subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode)
 
 
 @app.command("strategies")
