@@ -1,12 +1,18 @@
 """Rows as a picture: a panel for each case, ours on top; and what grows, against its size."""
 
+import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import results
 from bench.results import Growth, Rows
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 OURS, PEER, INK = "#0072b2", "#b8bec6", "#22252a"
 PANELS = 3  # in a row
+LABEL = 26  # letters in a line of a contender's name
 
 
 def draw(rows: Rows, path: Path) -> None:
@@ -35,15 +41,15 @@ def draw(rows: Rows, path: Path) -> None:
         figure.savefig(path, metadata=plain, dpi=150)
 
 
-def _bars(axes: "Axes", group: Rows) -> None:  # type: ignore[name-defined]  # noqa: F821
-    names = [row["contender"] for row in group]
+def _bars(axes: "Axes", group: Rows) -> None:
+    names = [textwrap.fill(row["contender"], LABEL) for row in group]
     medians = [1e3 * row["median"] for row in group]
     spread = [
         [1e3 * max(0.0, row["median"] - row["p20"]) for row in group],
         [1e3 * max(0.0, row["p80"] - row["median"]) for row in group],
     ]
     colours = [OURS if name.startswith("ours") else PEER for name in names]
-    axes.barh(names, medians, xerr=spread, color=colours, ecolor=INK, error_kw={"linewidth": 0.8})
+    axes.barh(range(len(names)), medians, xerr=spread, color=colours, ecolor=INK, error_kw={"linewidth": 0.8})
     for place, row in enumerate(group):
         axes.annotate(
             f" {results.seconds(row['median'])}",
@@ -52,6 +58,7 @@ def _bars(axes: "Axes", group: Rows) -> None:  # type: ignore[name-defined]  # n
             color=INK,
             fontsize=6,
         )
+    axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_title(f"{group[0]['case']}: {results.sizes(group[0])}", fontsize=6.5, loc="left", color=INK)
@@ -59,7 +66,7 @@ def _bars(axes: "Axes", group: Rows) -> None:  # type: ignore[name-defined]  # n
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _curve(axes: "Axes", growth: Growth) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _curve(axes: "Axes", growth: Growth) -> None:
     axes.loglog(growth.sizes, [1e3 * median for median in growth.medians], "o-", color=OURS, markersize=3)
     axes.set_title(
         f"{growth.case}: time grows with {growth.over}^{growth.time:.2f}", fontsize=6.5, loc="left", color=INK

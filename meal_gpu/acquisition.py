@@ -253,7 +253,7 @@ def acquire(
         precision: "float32", "bfloat16" or "float16" (autocast); "auto": bfloat16 where the hardware has it.
         pool_share: of the free memory, for the images; files that take more are decoded anew in every pass.
         device: where to compute; None: where the model is.
-        ops: "auto" (CUDA where it works and `device` is a GPU), "reference" or "cuda".
+        ops: "auto" (the fastest that works on `device`), "reference", "cpu" or "cuda".
 
     Raises:
         InputError: images, n or ledger that do not fit together, or a model that cannot be adapted.

@@ -48,6 +48,7 @@ def test_a_run_records_which_ops_auto_was(runs: dict[str, Path], monkeypatch: py
     taken = ops.select_for(torch.device("cpu")).name
     assert {configs.read(path / "config.toml").ops for path in runs.values()} == {taken}
     monkeypatch.setattr(ops, "why_not_cpu", lambda: "no compiler")
+    ops._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="the slower reference ops are used: no compiler"):
         assert resolve(Config(device="cpu")).ops == "reference"
     ops._warn_once.cache_clear()
