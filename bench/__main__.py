@@ -84,7 +84,9 @@ def main(
         apart = [each for each in results.compared(harness.read(against), rows) if not each.agree]
         for each in apart:
             console.print(f"{each.ratio:.2f} × the time before: {' · '.join(each.key)}", highlight=False)
-        console.print(f"{len(apart)} of {len(rows)} rows lie outside the spread of {against}")
+        console.print(
+            f"{len(apart)} of {len(rows)} rows lie outside the spread of {against} and {results.DRIFT:.0%} more"
+        )
         raise typer.Exit(bool(apart))
 
 

@@ -197,6 +197,16 @@ def test_a_slow_down_shows_in_the_row_it_belongs_to() -> None:
     assert results.compared(before, [row(sizes={"n": 2})]) == []
 
 
+@pytest.mark.parametrize(
+    ("p20", "p80", "agree"), [(3.2, 4.0, True), (3.4, 4.0, False), (0.5, 0.95, True), (0.5, 0.9, False)]
+)
+def test_spreads_may_lie_as_far_apart_as_two_processes_do(p20: float, p80: float, agree: bool) -> None:
+    from bench import results
+
+    (found,) = results.compared([row()], [row(p20=p20, p80=p80)])
+    assert found.agree is agree
+
+
 def test_a_sleep_in_an_operation_is_found_in_its_case(monkeypatch: pytest.MonkeyPatch, limits: Any) -> None:
     from time import sleep
 
