@@ -85,7 +85,8 @@ def main(
         for each in apart:
             console.print(f"{each.ratio:.2f} × the time before: {' · '.join(each.key)}", highlight=False)
         console.print(
-            f"{len(apart)} of {len(rows)} rows lie outside the spread of {against} and {results.DRIFT:.0%} more"
+            f"{len(apart)} of {len(rows)} rows lie outside the spread of {against}, "
+            f"{results.DRIFT:.0%} more allowed"
         )
         raise typer.Exit(bool(apart))
 
