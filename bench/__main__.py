@@ -1,6 +1,7 @@
 """The benchmarks' command line: `python -m bench`, or `meal-gpu bench`. The CASEs stand in bench_*.py."""
 
 import ast
+import math
 import time
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +39,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON lines, written anew.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the rows (.svg or .png).")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Begin no case after so many seconds.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Begin nothing after so many seconds.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what there is, and stop.")] = False,
     against: Annotated[
         Path | None, typer.Option(help="Earlier rows; exit code 1 where these disagree.")
@@ -56,26 +57,32 @@ def main(
     if where.type == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no NVIDIA GPU: use --device cpu", param_hint="--device")
     begun = time.monotonic()
+    deadline = math.inf if seconds is None else begun + seconds
     limits = ceiling.measured(where)
     described = harness.described(where, limits)
     rows: results.Rows = []
-    skipped = []
+    missing = []
     with harness.recording(out) as write:
         for name in cases or ORDER:
-            if seconds is not None and time.monotonic() - begun > seconds:
-                skipped.append(name)
+            if time.monotonic() > deadline:
+                missing.append(name)
                 continue
             for case in import_module(f"bench.bench_{name}").cases(where):
-                found = [vars(row) | described for row in harness.measure(case, where, limits)]
+                found = [
+                    vars(row) | described for row in harness.measure(case, where, limits, deadline=deadline)
+                ]
                 write(found)
                 rows += found
-                console.print(results.table(found))
+                if found:
+                    console.print(results.table(found))
+                timed = {row["contender"] for row in found}
+                missing += [f"{name} ({each})" for each in case.contenders if each not in timed]
     for growth in results.growth(rows):
         memory = "" if growth.memory is None else f", memory with {growth.over}^{growth.memory:.2f}"
         console.print(f"{growth.case}: time grows with {growth.over}^{growth.time:.2f}{memory}")
     console.print(f"{len(rows)} rows in {time.monotonic() - begun:.0f} s")
-    if skipped:
-        console.print(f"not begun within {seconds:.0f} s: {', '.join(skipped)}")
+    if missing:
+        console.print(f"not begun within {seconds:.0f} s: {', '.join(missing)}", highlight=False)
     if plot is not None:
         from bench.plot import draw
 

@@ -46,6 +46,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             contenders,
             Work(N * rows * (2 * 4 + 2 * 8)),
             quality=quality,
+            least=5 if rows < 1_000_000 else 3,
         )
 
 

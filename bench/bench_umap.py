@@ -28,7 +28,8 @@ def cases(device: torch.device) -> Iterator[Case]:
             contenders["ours, no seed, NN-descent"] = lambda fit=fit: fit(
                 deterministic=False, build="nn_descent"
             )
-        contenders["umap-learn, seed"] = lambda features=features: umap_learn(features, seed=0)
+        if rows < 10_000:
+            contenders["umap-learn, seed"] = lambda features=features: umap_learn(features, seed=0)
         contenders["umap-learn, no seed"] = lambda features=features: umap_learn(features, seed=None)
 
         def quality(name: str, result: Any, features: torch.Tensor = features) -> dict[str, Any]:

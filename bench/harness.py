@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import resource
@@ -128,20 +129,34 @@ def _cpu_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def measure(case: Case, device: torch.device, limits: Limits, *, clock: Stopwatch | None = None) -> list[Row]:
-    """Call each contender once, then all of them in turn until each has had its time."""
+def measure(
+    case: Case,
+    device: torch.device,
+    limits: Limits,
+    *,
+    clock: Stopwatch | None = None,
+    deadline: float = math.inf,
+) -> list[Row]:
+    """Call each contender once, then all of them in turn until each has had its time.
+
+    Who was not timed before `deadline`, by `time.monotonic`, has no row.
+    """
     clock = clock or stopwatch(device)
     first: dict[str, float] = {}
     quality: dict[str, dict[str, Any]] = {}
     for name, call in case.contenders.items():
+        if time.monotonic() > deadline:
+            break
         kept = _Kept(case.warm_ups.get(name, call))
         first[name], _ = clock(kept)
         quality[name] = case.quality(name, kept.result)
-    wall: dict[str, list[float]] = {name: [] for name in case.contenders}
-    cpu: dict[str, list[float]] = {name: [] for name in case.contenders}
-    waiting = list(case.contenders)
-    while waiting:
+    wall: dict[str, list[float]] = {name: [] for name in first}
+    cpu: dict[str, list[float]] = {name: [] for name in first}
+    waiting = list(first)
+    while waiting and time.monotonic() <= deadline:
         for name in waiting:
+            if time.monotonic() > deadline and not wall[name]:
+                continue
             seconds, burnt = clock(case.contenders[name])
             wall[name].append(seconds)
             cpu[name].append(burnt)
@@ -153,7 +168,8 @@ def measure(case: Case, device: torch.device, limits: Limits, *, clock: Stopwatc
         ]
     floor, limit = limits.floor(case.work) if case.work else (None, None)
     rows = []
-    for name, call in case.contenders.items():
+    for name in filter(wall.get, wall):
+        call = case.contenders[name]
         median = statistics.median(wall[name])
         p20, p80 = np.quantile(wall[name], (0.2, 0.8)).tolist()
         rows.append(

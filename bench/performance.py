@@ -3,13 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from bench import results
+from bench import harness, results
 from bench.results import Rows, figures, seconds
 
 ROOT = Path(__file__).parent.parent
-RESULTS = {"cpu": ROOT / "bench" / "results" / "cpu.jsonl", "gpu": ROOT / "bench" / "results" / "gpu.jsonl"}
+RESULTS = {
+    device: tuple(ROOT / "bench" / "results" / name for name in names)
+    for device, names in (("cpu", ("cpu.jsonl",)), ("gpu", ("gpu.jsonl", "gpu-acquisition.jsonl")))
+}
 PLOTS = {device: ROOT / "docs" / f"bench-{device}.svg" for device in RESULTS}
 STAGES = ("load", "network", "entropy", "features", "select", "fit", "transform", "choose")
+
+
+def committed() -> dict[str, Rows]:
+    """The rows by device, of those that were measured."""
+    found = {
+        device: [row for path in paths if path.is_file() for row in harness.read(path)]
+        for device, paths in RESULTS.items()
+    }
+    return {device: rows for device, rows in found.items() if rows}
 
 
 def section(found: dict[str, Rows]) -> str:
@@ -43,7 +55,7 @@ def _device(device: str, rows: Rows) -> str:
         blocks.append(_growth(growth))
     blocks.append(
         f"![Every contender of every case]({PLOTS[device].relative_to(ROOT)})\n\n"
-        f"Every row, with package versions and memory: `{RESULTS[device].relative_to(ROOT)}`."
+        f"Every row, with package versions and memory: `bench/results/{device}*.jsonl`."
     )
     return "\n\n".join(blocks)
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from bench import harness, performance
+from bench import performance
 from bench.plot import draw
 from meal_gpu import report
 from meal_gpu.report import Run
@@ -17,8 +17,8 @@ PLOT = ROOT / "docs" / "camvid-short.svg"
 def render(readme: str) -> str:
     """The README with its result blocks made anew from what is committed."""
     runs = [report.load(RECORDS / name) for name in STRATEGIES]
-    rows = {device: harness.read(path) for device, path in performance.RESULTS.items() if path.is_file()}
-    for name, block in (("camvid", _camvid(runs)), ("performance", performance.section(rows) + "\n\n")):
+    speed = performance.section(performance.committed()) + "\n\n"
+    for name, block in (("camvid", _camvid(runs)), ("performance", speed)):
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
         readme, count = pattern.subn(lambda match, block=block: match[1] + block + match[2], readme)
         assert count == 1, f"the README has {count} blocks called {name}"
@@ -51,9 +51,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     PLOT.parent.mkdir(exist_ok=True)
     report.plot([RECORDS / name for name in STRATEGIES], PLOT)
-    for device, path in performance.RESULTS.items():
-        if path.is_file():
-            draw(harness.read(path), performance.PLOTS[device])
+    for device, rows in performance.committed().items():
+        draw(rows, performance.PLOTS[device])
     readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -84,6 +84,31 @@ def test_a_slow_contender_does_not_hold_up_a_fast_one(limits: Any) -> None:
     assert (slow.rounds, fast.rounds) == (2, 5)
 
 
+def test_who_is_not_timed_before_the_deadline_has_no_row(
+    monkeypatch: pytest.MonkeyPatch, limits: Any
+) -> None:
+    from bench import harness
+
+    now = [0.0]
+    monkeypatch.setattr(harness.time, "monotonic", lambda: now[0])
+
+    def clock(call: Callable[[], object]) -> tuple[float, float]:
+        call()
+        now[0] += 10
+        return 10.0, 10.0
+
+    def timed(deadline: float) -> list[tuple[str, int]]:
+        now[0] = 0.0
+        chosen = case([], "a", "b", "c", least=3, most=3, memory=False)
+        rows = harness.measure(chosen, CPU, limits, clock=clock, deadline=deadline)
+        return [(row.contender, row.rounds) for row in rows]
+
+    assert timed(1000) == [("a", 3), ("b", 3), ("c", 3)]
+    assert timed(45) == [("a", 1), ("b", 1)]  # c would begin at 50
+    assert timed(75) == [("a", 2), ("b", 2), ("c", 2)]  # a round that was begun is finished
+    assert timed(15) == []
+
+
 def test_a_warm_up_stands_in_for_the_first_call(limits: Any) -> None:
     from bench.harness import measure
 
@@ -357,14 +382,14 @@ def test_meal_gpu_bench_is_that_command(
     assert "clone the repository" in str(missing.exception)
 
 
-def test_the_pass_on_a_gpu_runs_modules_that_exist() -> None:
-    script = (ROOT / "bench" / "gpu_pass.sh").read_text()
-    modules = {
-        line.split(" -m ")[1].split()[0]
-        for line in script.splitlines()
-        if line.startswith("step") and " -m " in line
-    }
-    assert modules == {"pytest", "bench", "bench.parity"}
-    for name in modules - {"pytest"}:
+def test_the_pass_on_a_gpu_runs_modules_that_exist_and_every_case() -> None:
+    from bench.__main__ import ORDER
+
+    script = (ROOT / "bench" / "gpu_pass.sh").read_text().replace("\\\n", " ")
+    steps = [line.split(" -m ")[1].split() for line in script.splitlines() if line.startswith("step ")]
+    assert {module for module, *_ in steps} == {"pytest", "bench", "bench.parity"}
+    for name in ("bench", "bench.parity"):
         path = ROOT.joinpath(*name.split("."))
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
+    cases = [word for module, *words in steps if module == "bench" for word in words if word in ORDER]
+    assert sorted(cases) == sorted(ORDER)
