@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from bench.bench_patch_entropy import full_size
 from bench.ceiling import Work
 from bench.harness import Case
+from meal_gpu.grid import Grid
 from meal_gpu.ops import reference, select_for
 
 VOID = 255
@@ -18,6 +19,7 @@ def cases(device: torch.device) -> Iterator[Case]:
 
     ours = select_for(device)
     images, height, width, classes = (32 if device.type == "cuda" else 4), 512, 1024, 19
+    whole = Grid(1, 1, height, width)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(images, classes, height // 4, width // 4, generator=generator)
     logits = logits.to(device, memory_format=torch.channels_last)
@@ -25,18 +27,16 @@ def cases(device: torch.device) -> Iterator[Case]:
     labels[:, :20] = VOID
     labels = labels.to(device)
 
-    def full_size() -> torch.Tensor:
-        upsampled = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=True)
-        return upsampled.argmax(dim=1)
-
     def eager() -> torch.Tensor:
-        predicted, truth = full_size(), labels.long()
+        predicted, truth = full_size(logits, whole).argmax(dim=1), labels.long()
         known = truth != VOID
         pairs = (truth * classes + predicted)[known]
         return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
     def torchmetrics() -> torch.Tensor:
-        return multiclass_confusion_matrix(full_size(), labels.long(), classes, ignore_index=VOID)
+        return multiclass_confusion_matrix(
+            full_size(logits, whole).argmax(dim=1), labels.long(), classes, ignore_index=VOID
+        )
 
     contenders = {
         f"ours, {ours.name} ops": lambda: ours.confusion(logits, labels, (height, width), True, VOID)

@@ -17,6 +17,7 @@ from bench.bench_decode import opencv, pillow
 from bench.bench_patch_entropy import log_softmax
 from meal_gpu import ops
 from meal_gpu.grid import Grid
+from meal_gpu.images.headers import image_size
 from meal_gpu.images.loader import Loader
 from meal_gpu.inference import Graphed, autocast, default_precision, for_inference
 from meal_gpu.manifold import Manifold
@@ -134,13 +135,8 @@ def by_data_loader(
 
 
 def by_dali(paths: Sequence[Path], device: torch.device) -> Iterator[torch.Tensor]:
-    with_pixels = Loader(paths, _size(paths), device=device, batch_size=BATCH)
-    return (normalise(batch, IMAGENET_MEAN, IMAGENET_STD) for batch in with_pixels)
-
-
-def _size(paths: Sequence[Path]) -> tuple[int, int]:
-    height, width = pillow(paths[0]).shape[:2]
-    return height, width
+    loader = Loader(paths, image_size(paths[0]), device=device, batch_size=BATCH)
+    return (normalise(batch, IMAGENET_MEAN, IMAGENET_STD) for batch in loader)
 
 
 def eager(precision: str, compile: bool, model: Segmenter, device: torch.device) -> Network:
@@ -162,18 +158,17 @@ def eager(precision: str, compile: bool, model: Segmenter, device: torch.device)
 
 
 def ready(model: Segmenter, device: torch.device) -> Network:
-    """Ours: folded, cast once, captured on a GPU; the batches are those of the pipeline around it."""
+    """Ours on a GPU: folded, cast once, captured with the first batch, which is the largest."""
     precision = default_precision(device)
     prepared = for_inference(model, precision, device)
-    graphs: dict[torch.Size, Graphed] = {}
+
+    graph: Graphed | None = None
 
     def logits(images: torch.Tensor) -> torch.Tensor:
-        if device.type == "cuda":
-            if images.shape not in graphs:
-                graphs[images.shape] = Graphed(prepared, images, precision)
-            return graphs[images.shape](images).logits
-        with autocast(device, precision):
-            return torch.cat([prepared(image).logits for image in images.split(1)])
+        nonlocal graph
+        if graph is None:
+            graph = Graphed(prepared, images, precision)
+        return graph(images).logits
 
     def features(crops: torch.Tensor) -> torch.Tensor:
         with autocast(device, precision):

@@ -29,3 +29,9 @@ def settle(model: nn.Module) -> None:
     for norm in norms:
         norm.momentum = 0.1
     model.eval()
+
+
+def blocks() -> torch.Tensor:
+    """Six images [6, 32, 64, 3] uint8 of blocks, so that patches differ."""
+    small = torch.randint(256, (6, 8, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return small.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import calibrated
+from networks import blocks, calibrated
 
 from meal_gpu.acquisition import acquire
 from meal_gpu.evaluate import evaluate
@@ -21,9 +21,7 @@ def model() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Six images of blocks, so that patches differ."""
-    blocks = torch.randint(256, (6, 8, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    return blocks()
 
 
 @pytest.mark.parametrize("strategy", ["entropy", "meal"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import calibrated
+from networks import blocks, calibrated
 
 from meal_gpu.acquisition import acquire
 from meal_gpu.errors import InputError
@@ -62,8 +62,7 @@ def model() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    blocks = torch.randint(256, (6, 8, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    return blocks()
 
 
 @pytest.mark.parametrize("frozen", [False, True])
