@@ -100,12 +100,16 @@ def highest(scores: torch.Tensor, of: torch.Tensor, n: int) -> torch.Tensor:
 class ScoredPool:
     """The pool as a strategy sees it (`strategies.base.Pool`): all is computed when first asked for.
 
-    Nothing here waits for the device where the images live on it; `require_finite` does, at the end.
+    Patches in `excluded` [E] are not chosen. `scored` and `everything`, all patches' features [P, D],
+    are not computed where they are given. Nothing here waits for the device where the images live on it;
+    `require_finite` does, at the end.
     """
 
     def __init__(
         self, images: ImageSet, model: Network, ledger: Ledger, n: int, settings: Settings,
         manifold: Manifold | None = None, advance: Advance = lambda _: None,
+        *, excluded: torch.Tensor | None = None, scored: Scored | None = None,
+        everything: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self._images = images
         self._model = model
@@ -113,13 +117,17 @@ class ScoredPool:
         self._names = ledger.names
         self._settings = settings
         self._manifold = manifold
+        self.fitted: Manifold | None = None  # Φ, where it was fitted here
         self._advance = advance
-        self.unlabelled = ledger.unlabelled().to(images.device)
+        unlabelled = ledger.unlabelled().to(images.device)
+        if excluded is not None:
+            unlabelled = unlabelled[~torch.isin(unlabelled, excluded.to(images.device))]
+        self.unlabelled = unlabelled
         self.n = min(n, len(self.unlabelled))
         self.ops = images.ops
-        self.scored: Scored | None = None
+        self.scored = scored
         self._described: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._everything: torch.Tensor | None = None  # the features of every patch, once they were asked for
+        self._everything = everything  # the features of every patch, once they were asked for
 
     def scores(self) -> torch.Tensor:
         return self._scored().scores
@@ -161,7 +169,7 @@ class ScoredPool:
             self._everything = features
             self.require_finite()
             seed = rng.integer(self._settings.seed, 0, "manifold")
-            self._manifold = self._fit(features, seed)
+            self._manifold = self.fitted = self._fit(features, seed)
         return self._manifold
 
     def fit_manifold(self, features: torch.Tensor) -> Manifold:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from meal_gpu import atomic
 from meal_gpu import frame as frames
 from meal_gpu.errors import InputError, RunError
 from meal_gpu.frame import Frame
@@ -105,8 +106,37 @@ class Ledger:
             column[rows] = values
             self.frame[f"embedding_{axis}"] = frames.column(column)
 
+    def extended(self, names: Sequence[str]) -> "Ledger":
+        """This ledger, and unlabelled patches of the images among `names` that it does not have yet.
+
+        Raises:
+            InputError: a name is given twice.
+        """
+        if len(set(names)) != len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise InputError(f"image {twice!r} is given twice")
+        known = set(self.names)
+        added = [name for name in names if name not in known]
+        if not added:
+            return self
+        names = (*self.names, *added)
+        new = Ledger.create(self.grid, names, device=self.device).frame
+        columns: dict[str, torch.Tensor] = {}
+        for name in self.frame.columns:
+            old = frames.tensor(self.frame[name])
+            if name in new.columns:
+                rest = frames.tensor(new[name])[len(old) :]
+            else:  # an embedding
+                rest = old.new_full((len(new) - len(old),), torch.nan)
+            columns[name] = torch.cat([old, rest])
+        return Ledger(frames.build(columns, self.device), self.grid, names)
+
     def write(self, path: Path) -> None:
-        """Write Parquet; grid, image size and image names go into the file's metadata."""
+        """Write Parquet, whole or not at all; grid, image size and names go into the file's metadata.
+
+        Raises:
+            RunError: the file, which is named, cannot be written.
+        """
         grid = self.grid
         meta = {
             "grid": [grid.rows, grid.columns],
@@ -114,7 +144,14 @@ class Ledger:
             "images": self.names,
         }
         table = frames.to_arrow(self.frame)
-        pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta).encode()}), path)
+        table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
+        try:
+            with atomic.writing(path) as aside:
+                pq.write_table(table, aside)
+        except OSError as error:
+            raise RunError(
+                f"{path}: the ledger could not be written: {error.strerror or error}; it is as it was before"
+            ) from error
 
     @classmethod
     def read(cls, path: Path, *, device: str | torch.device = "cpu") -> "Ledger":

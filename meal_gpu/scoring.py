@@ -5,6 +5,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from meal_gpu.errors import MealGpuError
 from meal_gpu.grid import Grid
@@ -141,21 +142,44 @@ class ImageSet:
 
 
 def score_pool(
-    pool: ImageSet, model: Network, grid: Grid, *, features: bool = False, advance: Advance = lambda _: None
-) -> Scored:
+    pool: ImageSet, model: Network, grid: Grid, *, features: bool = False, valid: torch.Tensor | None = None,
+    advance: Advance = lambda _: None,
+) -> Scored:  # fmt: skip
     """The mean entropy of every patch (MEAL, step 1), and with `features` their features, in one pass.
 
     Whole images pass through the model, so that a patch is scored, and described, with its surroundings.
+    With `valid` [H, W] bool the mean is that over the pixels where it is true; 0 where a patch has none.
     """
+    fine = Grid(*pool.size, *pool.size)
     scores = torch.empty((len(pool), grid.patches_per_image), device=pool.device)
     padded = model.padded_size(pool.size)
     parts: list[torch.Tensor] = []
     for batch, output in pool.outputs(model):
-        scores[batch] = pool.ops.patch_entropy(output.logits, grid, padded, model.align_corners)
+        if valid is None:
+            scores[batch] = pool.ops.patch_entropy(output.logits, grid, padded, model.align_corners)
+        else:
+            entropy = pool.ops.patch_entropy(output.logits, fine, padded, model.align_corners)
+            scores[batch] = masked_means(entropy.view(-1, *pool.size), valid, grid)
         if features:
             parts.append(pool_patches(output.features, grid, padded))
         advance(len(output.logits))
     return Scored(scores.flatten(), torch.cat(parts).flatten(0, 1) if features else None)
+
+
+def masked_means(values: torch.Tensor, valid: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """[B, H, W] float32 and [H, W] bool -> [B, patches]: means over the valid pixels; 0 without any."""
+    masked = torch.where(valid, values, torch.zeros((), device=values.device))
+    sums = _patch_sums(masked, grid)
+    return sums / _patch_sums(valid[None].float(), grid).clamp(min=1)
+
+
+def _patch_sums(values: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """[B, H, W] -> [B, patches] float32."""
+    bottom = grid.rows * grid.patch_height - grid.height
+    right = grid.columns * grid.patch_width - grid.width
+    whole = F.pad(values, (0, right, 0, bottom))
+    cut = whole.view(-1, grid.rows, grid.patch_height, grid.columns, grid.patch_width)
+    return cut.sum(dim=(2, 4)).flatten(1)
 
 
 def shared_features(

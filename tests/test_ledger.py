@@ -235,3 +235,38 @@ def test_a_truncated_ledger_is_named(ledger: Ledger, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(RunError, match=r"ledger\.parquet: not a ledger"):
         Ledger.read(path)
+
+
+def test_a_grown_pool_keeps_what_is_known(device: str) -> None:
+    ledger = Ledger.create(Grid(2, 2, 8, 8), ["a", "b"], device=device)
+    ledger.label(ids(1, 6), 3)
+    ledger.set_scores(torch.arange(8.0))
+    ledger.set_embedding(ids(2), torch.tensor([[1.0, 2.0]]))
+    grown = ledger.extended(["b", "c", "a"])
+    assert grown.names == ("a", "b", "c")
+    assert table(grown).dtypes.equals(table(ledger).dtypes)
+    assert grown.labelled().tolist() == [1, 6]
+    assert table(grown)["score"][:8].tolist() == list(range(8))
+    assert table(grown)["score"][8:].isna().all()
+    assert table(grown)["embedding_1"].notna().tolist() == [False, False, True] + [False] * 9
+    assert table(grown)["image"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert ledger.extended(["a"]) is ledger
+    with pytest.raises(InputError, match="'c' is given twice"):
+        ledger.extended(["c", "c"])
+
+
+def test_a_ledger_that_cannot_be_written_stays(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pool.parquet"
+    Ledger.create(Grid(2, 2, 8, 8), ["a"], device=device).write(path)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("meal_gpu.ledger.pq.write_table", full)
+    with pytest.raises(RunError, match=r"pool.parquet: .*No space left on device; it is as it was before"):
+        Ledger.create(Grid(2, 2, 8, 8), ["a", "b"], device=device).write(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

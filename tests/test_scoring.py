@@ -11,10 +11,11 @@ from meal_gpu.errors import MealGpuError
 from meal_gpu.grid import Grid
 from meal_gpu.inference import autocast
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Output, Segmenter
-from meal_gpu.ops import reference
+from meal_gpu.ops import Ops, reference
 from meal_gpu.scoring import (
     ImageSet,
     default_batch,
+    masked_means,
     patch_features,
     patches_at_once,
     require_finite,
@@ -209,3 +210,31 @@ def test_a_score_that_is_not_finite_names_its_image(bad: float) -> None:
     scores[[11, 13]] = bad
     with pytest.raises(MealGpuError, match=r"b\.png: .*NaN or infinite \(patch 11\)"):
         require_finite(scores, GRID, ("a.png", "b.png"))
+
+
+def test_a_validity_mask_leaves_pixels_out_of_the_mean() -> None:
+    valid = torch.ones(4, 6, dtype=torch.bool)
+    valid[0] = False
+    valid[2:, 4:] = False
+    means = masked_means(torch.arange(24.0).view(1, 4, 6), valid, Grid(2, 2, 4, 6))
+    assert means.tolist() == [[7.0, 10.0, 16.0, 18.0]]
+    assert masked_means(torch.ones(1, 4, 6), torch.zeros(4, 6) > 0, Grid(2, 2, 4, 6)).tolist() == [[0.0] * 4]
+
+
+def test_masked_scores_are_those_of_the_pixels_left(on_cpu: Ops) -> None:
+    images = torch.randint(0, 256, (2, 40, 56, 3), dtype=torch.uint8, generator=torch.manual_seed(1))
+    model = Builder("smp", 4, "none")(0)
+    valid = torch.rand(40, 56, generator=torch.manual_seed(2)) > 0.4
+    pool, grid = ImageSet(images, on_cpu), Grid(3, 4, 40, 56)
+    found = score_pool(pool, model, grid, valid=valid).scores.view(2, 12)
+    for batch, output in pool.outputs(model):
+        padded = model.padded_size((40, 56))
+        full = F.interpolate(output.logits.double(), padded, mode="bilinear", align_corners=True)
+        log_p = full.log_softmax(dim=1)[..., :40, :56]
+        entropy = -(log_p.exp() * log_p).sum(dim=1)
+        for patch, (left, top, right, bottom) in enumerate(grid.boxes(range(12))):
+            inside = valid[top:bottom, left:right]
+            expected = entropy[:, top:bottom, left:right][:, inside].mean(dim=1)
+            assert torch.allclose(found[batch, patch].double(), expected, atol=2e-6)
+    everywhere = score_pool(pool, model, grid, valid=torch.ones(40, 56) > 0).scores
+    assert torch.allclose(everywhere, score_pool(pool, model, grid).scores, atol=2e-6)
