@@ -17,7 +17,13 @@ demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/meal-gpu run --dataset synthetic --out runs/demo
 
-test: .venv/installed
+# The annotation tools' own libraries, to read what we wrote: their pins do not go with ours
+.venv-peers/installed: tests/peers/requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --requirement $<
+	touch $@
+
+test: .venv/installed .venv-peers/installed
 	$(BIN)/python -m pytest
 
 check: .venv/installed

@@ -184,6 +184,11 @@ class Builder:
         return decoder
 
 
+def segmenter(classes: int, architecture: str = "smp") -> Segmenter:
+    """An untrained network, to load a run's `model.safetensors` into (`meal-gpu acquire --model`)."""
+    return Builder(architecture, classes, "none")(0)
+
+
 def _encoder(architecture: str, weights: str) -> nn.Module:
     from segmentation_models_pytorch.encoders import get_encoder
 

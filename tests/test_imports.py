@@ -19,16 +19,17 @@ MODULES = {
 # Every unit may import units of earlier rows, and its own files. DESIGN.md section 4, one row finer.
 ROWS = (
     ("errors",),
-    ("rng", "timing", "grid", "config", "memory", "cache"),
+    ("rng", "timing", "grid", "config", "memory", "cache", "atomic"),
     ("ops", "frame", "metrics", "images"),
     ("ledger",),
     ("data", "models", "manifold", "convolution"),
-    ("inference", "adapters", "strategies"),
+    ("inference", "adapters", "strategies", "windowed", "checkpoint"),
     ("scoring", "oracle"),
-    ("acquisition", "evaluate"),
+    ("acquisition", "evaluate", "prediction"),
     ("train", "record"),
     ("preparation",),
     ("experiment", "report", "progress", "doctor", "annotate", "cluster", "integrations"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
@@ -125,7 +126,9 @@ def closure(module: str) -> set[str]:
             "scoring",
             "manifold",
             "ledger",
+            "prediction",
             "strategies",
+            "windowed",
         )
     ),
 )

@@ -27,7 +27,9 @@ def test_every_option_it_names_exists() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     known = {o for p in commands["run"].params for o in (*p.opts, *p.secondary_opts)}
-    known |= {o for p in commands["report"].params for o in p.opts}
+    for name in ("report", "acquire", "export", "ingest", "view"):
+        known |= {o for p in commands[name].params for o in p.opts}
+    known |= {o for p in commands["data"].commands["draw"].params for o in p.opts}
     known |= {o for p in get_command(bench).params for o in p.opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README.read_text())) - {"--strict"} <= known
 
@@ -39,3 +41,14 @@ def test_its_figures_are_those_of_the_committed_records() -> None:
     text = README.read_text(encoding="utf-8")
     assert render(text) == text
     assert text.count("| meal-ft |") == 1
+
+
+def test_the_worked_example_is_what_its_command_makes() -> None:
+    sys.path.insert(0, str(README.parent))  # bench is not installed
+    from bench.example import COMMANDS, block
+
+    text = block(README.read_text(encoding="utf-8"))
+    assert tuple(re.findall(r"^\$ (.*)$", text, flags=re.MULTILINE)) == COMMANDS
+    assert re.search(r"^query 1: \d+ patches", text, flags=re.MULTILINE)
+    assert re.search(r"^labelled: \d+ patches", text, flags=re.MULTILINE)
+    assert re.search(r"commit [0-9a-f]{12}", text)

@@ -1,5 +1,6 @@
 """What a user calls "my images" -> a source, in the fastest place that has room."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import torch
 
 from meal_gpu.errors import DataError, InputError
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
+from meal_gpu.images.listing import Listing, is_url
 from meal_gpu.images.loader import Loader
+from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, pin, require_images
 from meal_gpu.memory import free_bytes
 
@@ -84,16 +87,69 @@ def open_files(
     """
     if not paths:
         raise DataError("no images to load")
-    height, width = size or image_size(paths[0])
-    needed = len(paths) * height * width * 3
-    if needed <= share * free_bytes(device):
-        return Resident(decoded(paths, (height, width), device, progress))
-    host = torch.device("cpu")
-    if device != host and needed <= share * free_bytes(host):
-        return Hosted(pin(decoded(paths, (height, width), host, progress)), device)
+    size = size or image_size(paths[0])
+    held = _held((len(paths), *size), device, share, lambda place: decoded(paths, size, place, progress))
+    if held is not None:
+        return held
     if progress:
         progress(len(paths))
-    return Streamed(paths, (height, width), device)
+    return Streamed(paths, size, device)
+
+
+def open_listing(
+    listing: Listing,
+    device: torch.device,
+    *,
+    size: Size | None = None,
+    share: float = SHARE,
+    progress: Progress | None = None,
+) -> Images:
+    """`open_files` for local files and URLs: what does not fit into memory is fetched anew in every pass.
+
+    Raises:
+        DataError: no images, or one that cannot be fetched or decoded; it is named.
+        UnavailableError: the package for a URL's protocol is missing.
+    """
+    if not any(is_url(file) for file in listing.files):
+        return open_files(
+            [Path(file) for file in listing.files], device, size=size, share=share, progress=progress
+        )
+    remote = Remote(listing.files, size, device)
+    held = _held(
+        (len(remote), *remote.size), device, share, lambda place: _collected(remote.at(place), progress)
+    )
+    if held is not None:
+        return held
+    if progress:
+        progress(len(remote))
+    return remote
+
+
+def _held(
+    shape: tuple[int, int, int],
+    device: torch.device,
+    share: float,
+    decode: Callable[[torch.device], torch.Tensor],
+) -> Images | None:
+    """Images of `shape` [N, H, W] in the memory of the device or the host, if they fit."""
+    needed = math.prod(shape) * 3
+    if needed <= share * free_bytes(device):
+        return Resident(decode(device))
+    host = torch.device("cpu")
+    if device != host and needed <= share * free_bytes(host):
+        return Hosted(pin(decode(host)), device)
+    return None
+
+
+def _collected(images: Images, progress: Progress | None) -> torch.Tensor:
+    out = torch.empty((len(images), *images.size, 3), dtype=torch.uint8, device=images.device)
+    start = 0
+    for batch in images.batches(8):
+        out[start : start + len(batch)].copy_(batch)
+        start += len(batch)
+        if progress:
+            progress(len(batch))
+    return out
 
 
 def decoded(

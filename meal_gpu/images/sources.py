@@ -123,6 +123,11 @@ def _arrived(batch: torch.Tensor, done: torch.cuda.Event) -> torch.Tensor:
     return batch
 
 
+def at_once(batch_size: int) -> int:
+    """Files that are decoded together: whole batches, enough for the decoder's threads."""
+    return batch_size * -(-_DECODED // batch_size)
+
+
 class Streamed:
     """Image files, decoded by DALI in every pass: memory does not grow with the pool.
 
@@ -147,11 +152,47 @@ class Streamed:
 
     def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         paths = self._paths if of is None else [self._paths[number] for number in of.tolist()]
-        at_once = batch_size * -(-_DECODED // batch_size)
-        loader = Loader(
-            paths, self.size, device=self.device, batch_size=min(at_once, len(paths)), native=self._native
-        )
+        together = min(at_once(batch_size), len(paths))
+        loader = Loader(paths, self.size, device=self.device, batch_size=together, native=self._native)
         return (batch for decoded in loader for batch in torch.split(decoded, batch_size))
+
+
+class Part:
+    """Some of the images of another source, renumbered from 0.
+
+    Args:
+        numbers: [K > 0] int64 on the CPU, of the images, in any order. Where they live on the device, numbers
+            that follow each other give a view, others a copy.
+
+    Raises:
+        InputError: no numbers, or some that `images` does not have.
+    """
+
+    def __init__(self, images: Images, numbers: torch.Tensor) -> None:
+        if numbers.ndim != 1 or numbers.dtype != torch.int64 or not len(numbers):
+            raise InputError(f"numbers must be int64 [K > 0], got {numbers.dtype} {list(numbers.shape)}")
+        low, high = int(numbers.min()), int(numbers.max())
+        if low < 0 or high >= len(images):
+            raise InputError(f"numbers are {low} to {high}, of images 0 to {len(images) - 1}")
+        self._images = images
+        self._numbers: torch.Tensor | None = numbers
+        self._length = len(numbers)
+        self.size = images.size
+        self.device = images.device
+        self.resident: torch.Tensor | None = None
+        if images.resident is not None:
+            follows = torch.equal(numbers, torch.arange(low, low + len(numbers)))
+            where = slice(low, high + 1) if follows else numbers.to(images.device)
+            self.resident = images.resident[where]
+            self._images, self._numbers = Resident(self.resident), None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        if self._numbers is not None:
+            of = self._numbers if of is None else self._numbers[of]
+        return self._images.batches(batch_size, of=of)
 
 
 class Listed(Protocol):

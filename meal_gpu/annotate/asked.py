@@ -1,0 +1,290 @@
+"""The query folder: which patches a person is asked to label, with the model's guess of each.
+
+query.json          what was asked of which pool; the classes
+query.parquet       one row per patch, in order of choice: `Item`
+predictions/ID.png  predicted train ids of the patch, at the frame's own resolution
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from meal_gpu.data import palette
+from meal_gpu.data.dataset import VOID, Color
+from meal_gpu.errors import DataError, RunError
+
+Pixels = NDArray[np.uint8]
+
+PATCH_LABEL = "patch"
+"""The label of the rectangle that shows an annotator which part of a crop is asked for; never a class."""
+
+_FORMAT = "meal_gpu.query/1"
+
+
+class Box(NamedTuple):
+    """Pixels of a frame; `right` and `bottom` are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    def within(self, other: "Box") -> tuple[slice, slice]:
+        """(rows, columns) of this box in an array that holds `other`."""
+        top, left = self.top - other.top, self.left - other.left
+        return slice(top, top + self.height), slice(left, left + self.width)
+
+    def grown(self, margin: int, size: tuple[int, int]) -> "Box":
+        """With `margin` pixels more on every side, inside a frame of (height, width)."""
+        return Box(
+            max(0, self.left - margin),
+            max(0, self.top - margin),
+            min(size[1], self.right + margin),
+            min(size[0], self.bottom + margin),
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One patch that a person is asked to label.
+
+    Attributes:
+        patch: its id in the ledger.
+        image: its frame, as the ledger calls it.
+        file: where the frame lies: a path or URL.
+        box: the patch, in pixels of the frame as decoded.
+        score: entropy in nats, NaN where the strategy asked for none.
+        clicks, seconds: what labelling it is estimated to take, without opening its frame.
+    """
+
+    patch: int
+    image: str
+    file: str
+    box: Box
+    score: float
+    clicks: float
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """Of the crop, without suffix: frame and box, such as `seq1/0042__l120_t90_r240_b180`."""
+        # A manifest may call frames by absolute paths or URLs: the name must stay below a folder
+        plain = self.image.split("://")[-1]
+        stem = "/".join(p for p in PurePosixPath(plain).with_suffix("").parts if p not in ("/", ".."))
+        return f"{stem}__l{self.box.left}_t{self.box.top}_r{self.box.right}_b{self.box.bottom}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query folder, read or about to be written.
+
+    Attributes:
+        path: the folder.
+        step: that the ledger will hold for these patches once they are labelled.
+        strategy, seed: how they were chosen.
+        classes: names by train id; train ids are what every mask of this package holds, 255 is void.
+        size: (height, width) of the frames, in which boxes are given.
+        grid: rows and columns of patches.
+        items: in order of choice. The first k of them are the query of k patches.
+        notes: what else the query says of itself; plain JSON.
+    """
+
+    path: Path
+    step: int
+    strategy: str
+    seed: int
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    items: tuple[Item, ...]
+    notes: dict[str, Any]
+
+    @cached_property
+    def by_name(self) -> dict[str, Item]:
+        """The items by the name of their crop."""
+        return {item.name: item for item in self.items}
+
+    @property
+    def context(self) -> int:
+        """Pixels around each patch that annotators see."""
+        return int(self.notes.get("context", 0))
+
+    @property
+    def colors(self) -> tuple[Color, ...]:
+        """RGB by train id."""
+        return palette.generate(len(self.classes))
+
+    def crop(self, item: Item, context: int) -> Box:
+        """What an annotator sees: the patch with `context` pixels around it, inside the frame."""
+        return item.box.grown(context, self.size)
+
+    def prediction(self, item: Item) -> Pixels:
+        """[height, width] uint8 train ids that the model predicts for the patch; 255 where it must not.
+
+        Raises:
+            DataError: the file is missing, damaged or of another size.
+        """
+        path = self.path / "predictions" / f"{item.patch}.png"
+        return read_mask(path, (item.box.height, item.box.width))
+
+    def crops(self, context: int) -> Iterator[tuple[Item, Box, Pixels]]:
+        """Every item with its crop and the crop's RGB pixels [h, w, 3]; each frame is opened once.
+
+        Raises:
+            DataError: a frame is missing, damaged or of another size than when it was queried.
+        """
+        by_file: dict[str, list[Item]] = {}
+        for item in self.items:
+            by_file.setdefault(item.file, []).append(item)
+        for file, items in by_file.items():
+            frame = read_frame(file, self.size)
+            for item in items:
+                box = self.crop(item, context)
+                yield item, box, frame[box.top : box.bottom, box.left : box.right]
+
+    def write_into(self, folder: Path, predictions: Sequence[Pixels]) -> None:
+        """Fill an empty folder; `predictions` are those of the items, in their order.
+
+        Raises:
+            DataError: two crops would have one name.
+        """
+        if len(self.by_name) < len(self.items):
+            names = [item.name for item in self.items]
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise DataError(f"two frames would have crops called {twice}; give them names of their own")
+        (folder / "predictions").mkdir()
+        for item, mask in zip(self.items, predictions, strict=True):
+            Image.fromarray(mask).save(folder / "predictions" / f"{item.patch}.png")
+        rows = [
+            {k: v for k, v in asdict(item).items() if k != "box"} | item.box._asdict() for item in self.items
+        ]
+        pd.DataFrame(rows, columns=_COLUMNS).to_parquet(folder / "query.parquet", index=False)
+        meta = {
+            "format": _FORMAT, "step": self.step, "strategy": self.strategy, "seed": self.seed,
+            "classes": self.classes, "size": self.size, "grid": self.grid, "notes": self.notes,
+        }  # fmt: skip
+        (folder / "query.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Asked":
+        """Read a query folder. Raises RunError where it is none."""
+        try:
+            meta = json.loads((path / "query.json").read_text(encoding="utf-8"))
+            if meta["format"] != _FORMAT:
+                raise ValueError(f"format {meta['format']!r}, this version reads {_FORMAT!r}")
+            table = pd.read_parquet(path / "query.parquet")
+            items = tuple(_item(row) for row in table.to_dict("records"))
+            return cls(
+                path, int(meta["step"]), str(meta["strategy"]), int(meta["seed"]), tuple(meta["classes"]),
+                _pair(meta["size"]), _pair(meta["grid"]), items, dict(meta["notes"]),
+            )  # fmt: skip
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: not a query folder of meal-gpu: {error!r}") from error
+
+
+_COLUMNS = [f.name for f in fields(Item) if f.name != "box"] + list(Box._fields)
+
+
+def _item(row: dict[Any, Any]) -> Item:
+    box = Box(*(int(row[side]) for side in Box._fields))
+    return Item(
+        int(row["patch"]), str(row["image"]), str(row["file"]), box, float(row["score"]),
+        float(row["clicks"]), float(row["seconds"]),
+    )  # fmt: skip
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
+
+
+def read_frame(file: str, size: tuple[int, int] | None) -> Pixels:
+    """A frame, RGB uint8 [H, W, 3], turned as its EXIF orientation says.
+
+    Raises:
+        DataError: it is missing, damaged or, where `size` is given, of another size.
+    """
+    try:
+        with _open(file) as stream, Image.open(stream) as image:
+            upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
+            pixels = np.asarray(upright.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such image file; it was there when it was queried") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: not a readable image ({error}); replace the file") from error
+    if size is not None and pixels.shape[:2] != size:
+        raise DataError(
+            f"{file}: {pixels.shape[0]}×{pixels.shape[1]} pixels (height × width) found, "
+            f"{size[0]}×{size[1]} when it was queried; restore the file"
+        )
+    return pixels
+
+
+def _open(file: str) -> Any:
+    if "://" not in file:
+        return Path(file).open("rb")
+    import fsspec
+
+    return fsspec.open(file, "rb").open()
+
+
+def read_mask(source: Any, size: tuple[int, int] | None) -> Pixels:
+    """An 8-bit grey or palette PNG of train ids, uint8 [h, w], from a path or a binary file.
+
+    The header is looked at first, so that no pixels are decoded from a file of another size.
+
+    Raises:
+        DataError: it is missing, damaged, of another kind or, where `size` is given, of another size.
+    """
+    try:
+        with Image.open(source) as image:
+            if size is not None and (image.height, image.width) != size:
+                raise DataError(
+                    f"{image.height}×{image.width} pixels (height × width) found, "
+                    f"{size[0]}×{size[1]} expected"
+                )
+            if image.format != "PNG" or image.mode not in ("L", "P"):
+                raise DataError(
+                    f"a {image.mode} {image.format} found; masks are 8-bit grey or palette PNG files of ids"
+                )
+            return np.array(image, dtype=np.uint8)
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such mask") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"truncated or damaged ({error})") from error
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a tool gave back for one crop: labels of the patch, or why there are none.
+
+    Attributes:
+        name: of the crop, as the tool calls it, without folders that the tool put in front or a suffix.
+        labels: uint8 train ids and 255 (void), of the crop or of the patch alone; None with a `problem`.
+        problem: what is wrong with it, one line without the name.
+    """
+
+    name: str
+    labels: Pixels | None
+    problem: str | None = None
+
+
+__all__ = ["PATCH_LABEL", "VOID", "Answer", "Asked", "Box", "Item", "Pixels", "read_frame", "read_mask"]

@@ -1,0 +1,280 @@
+"""From frames, a trained model and a budget to a query folder that a person can work on."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from meal_gpu import atomic, strategies
+from meal_gpu.acquisition import Query, ScoredPool, Settings, query
+from meal_gpu.adapters import adapt
+from meal_gpu.annotate.asked import Asked, Box, Item, Pixels, read_mask
+from meal_gpu.annotate.budget import packed
+from meal_gpu.annotate.cost import Totals
+from meal_gpu.annotate.kept import Kept, coverage
+from meal_gpu.annotate.plan import Plan
+from meal_gpu.annotate.plot import plot
+from meal_gpu.annotate.pool import (
+    Stage,
+    feature_space,
+    frame_size,
+    in_order,
+    known_or_computed,
+    open_ledger,
+    validity,
+)
+from meal_gpu.checkpoint import fingerprint
+from meal_gpu.errors import ConfigError, InputError, RunError, UnavailableError
+from meal_gpu.grid import Grid
+from meal_gpu.images.headers import Size
+from meal_gpu.images.listing import Listing, list_images
+from meal_gpu.images.opening import open_listing
+from meal_gpu.images.sources import Images, Part
+from meal_gpu.inference import PRECISIONS, default_precision
+from meal_gpu.ledger import Ledger
+from meal_gpu.models import Network
+from meal_gpu.ops import select_for
+from meal_gpu.prediction import predictions
+from meal_gpu.scoring import ImageSet
+from meal_gpu.windowed import windowed
+
+_AT_ONCE = 32  # patches whose cost is estimated together
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was asked, how many frames were new and how many were scored, the patches of the pool; what the
+    first 1 … n items take, and their coverage [n], or None; whether candidates, not the budget, ended it.
+    """
+
+    asked: Asked
+    added: int
+    scored: int
+    pool: int
+    totals: Totals
+    coverage: np.ndarray | None
+    limited: bool
+
+
+def ask(
+    images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage
+) -> Report:
+    """Score what is new, choose within the budget, write the ledger, then the query folder `out`.
+
+    Raises:
+        MealGpuError: as `acquisition.acquire`; and a RunError where `out` is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is not empty: a query of its own lies in every folder; name another --out")
+    strategies.get(plan.strategy)
+    if plan.precision not in ("auto", *PRECISIONS):
+        raise ConfigError(f"precision is {plan.precision!r}; known: auto, {', '.join(PRECISIONS)}")
+    device = _device(plan.device)
+    listing = list_images(images)
+    ledger, added = open_ledger(ledger_path, listing, plan)
+    listing = in_order(listing, ledger.names, ledger_path)
+    native = frame_size(listing.files[0])
+    network = adapt(model.to(device) if isinstance(model, torch.nn.Module) else model, layer=plan.layer)
+    working = (ledger.grid.height, ledger.grid.width)
+    if plan.window is not None:
+        network = windowed(network, working, plan.window, plan.overlap)
+    precision = default_precision(device) if plan.precision == "auto" else plan.precision
+    with stage("load frames", len(listing.names)) as advance:
+        source = open_listing(listing, device, size=working, share=plan.pool_share, progress=advance)
+    implementation = select_for(device, plan.ops)
+    valid, invalid = validity(plan.valid, ledger.grid, native, len(listing.names))
+    applied = (working, plan.grid, plan.window, plan.overlap, plan.layer, plan.features)
+    mask = None if valid is None else valid.numpy().tobytes()
+    key = fingerprint(model, *applied, precision, implementation.name, mask)
+    kept = Kept(ledger_path, key, feature_space(model, applied))
+
+    def image_set(of: Images) -> ImageSet:
+        return ImageSet(of, implementation, precision=precision)
+
+    scored, fresh = known_or_computed(
+        image_set, source, network, ledger.grid, listing, kept, valid, plan, stage
+    )
+    excluded, step = _excluded(plan.exclude, ledger, invalid)
+    count, n = _count(plan, ledger, excluded)
+    settings = Settings(max(plan.candidates, n), plan.features, plan.seed, step)
+    manifold = kept.manifold()
+    pool = ScoredPool(
+        image_set(source), network, ledger, n, settings, manifold, excluded=excluded, scored=scored,
+        everything=scored.features,
+    )  # fmt: skip
+    with stage("choose", 1) as advance:
+        chosen = query(pool, plan.strategy, ledger)
+        advance(1)
+    if manifold is None and pool.fitted is not None:
+        kept.write_manifold(pool.fitted)
+    order = packed(chosen.patch_ids.numpy() // ledger.grid.patches_per_image, plan.pack)
+    if count is not None:
+        order = order[:count]
+    items: list[Item] = []
+    masks: list[Pixels] = []
+    number = 0
+    while number == len(items) < len(order):  # what lies beyond the budget need not be predicted
+        part = order[len(items) :][: len(order) if count is not None else max(_AT_ONCE, len(items))]
+        more = _items(chosen, part, ledger, listing, native, source, image_set, network, plan, stage)
+        items, masks = items + more[0], masks + more[1]
+        totals = plan.cost.totals(items)
+        number = len(items) if count is not None else plan.budget.cut(totals)
+    if not number:
+        raise InputError(
+            f"the budget pays for no patch: the first takes {totals.clicks[0]:.0f} clicks and "
+            f"{totals.hours[0]:.2f} h with its frame"
+        )
+    asked = Asked(
+        out, step, plan.strategy, plan.seed, _classes(plan.classes, masks, network, pool), native, plan.grid,
+        tuple(items[:number]), _notes(plan, totals, number, key),
+    )  # fmt: skip
+    report = Report(
+        asked, added, fresh, len(ledger), plan.cost.totals(items[:number]),
+        _coverage(chosen, order[:number]), count is None and number == len(order),
+    )  # fmt: skip
+    ledger.set_scores(scored.scores)
+    if chosen.candidates is not None:
+        ledger.set_embedding(*chosen.candidates)
+    ledger.write(ledger_path)  # first: a query whose ledger does not have its frames could not come back
+    _write(report, masks[:number], out)
+    return report
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"device is {name!r}; known: auto, cpu, cuda, cuda:0, cuda:1, …")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UnavailableError(f"device {name!r}: torch sees no GPU; use --device cpu")
+    return torch.device(name)
+
+
+def _excluded(queries: Sequence[Path], ledger: Ledger, invalid: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Patches that may not be chosen, and the number of this query."""
+    step = max(1, ledger.last_step() + 1)
+    ids = [invalid]
+    for path in queries:
+        other = Asked.read(path)
+        step = max(step, other.step + 1)
+        ids.append(torch.tensor([item.patch for item in other.items], dtype=torch.int64))
+    return torch.cat(ids), step
+
+
+def _count(plan: Plan, ledger: Ledger, excluded: torch.Tensor) -> tuple[int | None, int]:
+    """How many patches are paid for, or None; and how many the strategy must put in order for that."""
+    free = ledger.unlabelled()
+    left = int((~torch.isin(free, excluded)).sum())
+    if not left:
+        raise InputError("no patch is left to ask: all are labelled, excluded or invalid")
+    count = plan.budget.patches(len(ledger))
+    if count is not None and plan.pack == 1:
+        return min(count, left), min(count, left)
+    # One less than all candidates, for these would come in the order of their entropy
+    most = max(1, min(left, plan.candidates) - 1)
+    return (None if count is None else min(count, left)), max(most, min(count or 0, left))
+
+
+def _items(
+    chosen: Query, order: np.ndarray, ledger: Ledger, listing: Listing, native: Size, source: Images,
+    image_set: Callable[[Images], ImageSet], network: Network, plan: Plan, stage: Stage,
+) -> tuple[list[Item], list[Pixels]]:  # fmt: skip
+    patches = chosen.patch_ids.numpy()[order]
+    grid = Grid(ledger.grid.rows, ledger.grid.columns, *native)
+    boxes = [Box(*map(int, box)) for box in grid.boxes(patches)]
+    images = patches // grid.patches_per_image
+    opened, place = np.unique(images, return_inverse=True)
+    wanted: list[list[int]] = [[] for _ in opened]
+    for row, at in enumerate(place):
+        wanted[at].append(row)
+    masks: dict[int, Pixels] = {}
+    with stage("predict patches", len(opened)) as advance:
+        per_image = [[tuple(boxes[row]) for row in rows] for rows in wanted]
+        part = image_set(Part(source, torch.from_numpy(opened)))
+        for rows, found in zip(wanted, predictions(part, network, per_image, native), strict=True):  # type: ignore[arg-type]
+            masks |= dict(zip(rows, found, strict=True))
+            advance(1)
+    if plan.valid is not None:
+        everywhere = read_mask(plan.valid, native) > 0
+        for row, box in enumerate(boxes):
+            masks[row] = np.where(
+                everywhere[box.top : box.bottom, box.left : box.right], masks[row], 255
+            ).astype(np.uint8)
+    items = []
+    for row, patch in enumerate(patches):
+        clicks = plan.cost.clicks(masks[row])
+        image = int(images[row])
+        items.append(
+            Item(
+                int(patch),
+                ledger.names[image],
+                listing.files[image],
+                boxes[row],
+                float(chosen.scores[order[row]]),
+                clicks,
+                plan.cost.seconds(clicks),
+            )
+        )
+    return items, [masks[row] for row in range(len(items))]
+
+
+def _classes(
+    given: tuple[str, ...] | None, masks: list[Pixels], network: Network, pool: ScoredPool
+) -> tuple[str, ...]:
+    top = max((int(mask[mask != 255].max(initial=0)) for mask in masks), default=0)
+    if given is None:
+        return tuple(f"class {i}" for i in range(top + 1))
+    if top >= len(given):
+        raise ConfigError(
+            f"the model predicts class {top}, but {len(given)} classes are named (0 to {len(given) - 1})"
+        )
+    return given
+
+
+def _notes(plan: Plan, totals: Totals, number: int, key: str) -> dict[str, object]:
+    last = number - 1
+    return {
+        "model": key,
+        "budget": f"{plan.budget.amount:g} {plan.budget.unit}",
+        "cost": vars(plan.cost),
+        "context": plan.context,
+        "estimate": {
+            "patches": number, "clicks": round(float(totals.clicks[last]), 1),
+            "hours": round(float(totals.hours[last]), 3), "frames": int(totals.frames[last]),
+        },
+    }  # fmt: skip
+
+
+def _coverage(chosen: Query, order: np.ndarray) -> np.ndarray | None:
+    if chosen.candidates is None:
+        return None
+    ids, embedding = (part.numpy() for part in chosen.candidates)
+    row = {int(patch): i for i, patch in enumerate(ids)}
+    return coverage(
+        embedding.astype(np.float64), np.array([row[int(p)] for p in chosen.patch_ids.numpy()[order]])
+    )
+
+
+def _write(report: Report, masks: list[Pixels], out: Path) -> None:
+    aside = out.parent / f".partial-{out.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        report.asked.write_into(aside, masks)
+        scores = np.array([item.score for item in report.asked.items])
+        (aside / "budget.svg").write_bytes(
+            plot(report.totals.clicks, report.totals.hours, report.totals.frames, scores, report.coverage)
+        )
+        if out.exists():
+            out.rmdir()
+        aside.rename(out)
+        atomic.sync(out.parent)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise RunError(
+            f"{out}: the query could not be written: {error.strerror or error}; free some room"
+        ) from error

@@ -1,0 +1,36 @@
+"""The formats a query is exported in, by name."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from meal_gpu.annotate import coco, cvat, label_studio, segmentation_mask, tables
+from meal_gpu.annotate.asked import Asked
+from meal_gpu.errors import RunError
+
+Writer = Callable[..., list[Path]]
+
+WRITERS: dict[str, Writer] = {
+    "cvat": cvat.write,
+    "segmentation-mask": segmentation_mask.write,
+    "label-studio": label_studio.write,
+    "coco": coco.write,
+    "csv": partial(tables.write, form="csv"),
+    "jsonl": partial(tables.write, form="jsonl"),
+    "parquet": partial(tables.write, form="parquet"),
+}
+"""By name: (asked, out, *, context) -> the files written."""
+
+TRAINING = ("smp", "mmseg", "nnunet")
+"""What finished labels are exported to."""
+
+
+def export(asked: Asked, out: Path, *, form: str) -> list[Path]:
+    """Write a query for a tool into a new or empty folder. Raises RunError where it cannot be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is not empty; name another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return WRITERS[form](asked, out, context=asked.context)
+    except OSError as error:
+        raise RunError(f"{out}: could not be written: {error.strerror or error}; free some room") from error

@@ -1,0 +1,189 @@
+"""Finished masks into the ledger: all of what came back is checked before anything is changed."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from meal_gpu.annotate import coco, cvat, label_studio, masks, received, segmentation_mask, voxel51
+from meal_gpu.annotate.asked import VOID, Answer, Asked, Item
+from meal_gpu.annotate.labels import LabelStore
+from meal_gpu.errors import ConfigError, DataError
+from meal_gpu.ledger import UNLABELLED, Ledger
+
+Reader = Callable[..., Iterator[Answer]]
+
+READERS: dict[str, Reader] = {
+    "cvat": cvat.read,
+    "segmentation-mask": segmentation_mask.read,
+    "label-studio": label_studio.read,
+    "coco": coco.read,
+    "masks": masks.read,
+}
+"""By name: (files, asked, *, context) -> answers."""
+
+FIFTYONE = "fiftyone"
+"""Not files but the dataset of that name."""
+
+_FLOOR = 64 << 20  # bytes that small queries may unpack to
+_PER_PIXEL = 16  # bytes that a verbose format may take for a pixel
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """`labelled` patches went into the ledger; `empty` ones had no label, and are still asked."""
+
+    labelled: tuple[Item, ...]
+    empty: tuple[Item, ...]
+    problems: tuple[str, ...]
+
+
+def ingest(
+    query: Path,
+    answers: Path,
+    ledger_path: Path,
+    *,
+    form: str = "auto",
+    partial: bool = False,
+) -> Ingested:
+    """Check what a tool gave back for a query, store the masks, and mark their patches in the ledger.
+
+    The ledger is replaced in one step, after the masks are on the disk: a process killed in between leaves
+    masks that the ledger does not know, which count nowhere and are written anew by the next ingest.
+
+    Args:
+        query: the query folder.
+        answers: a folder, a .zip or a single file, as the tool exports it; never unpacked to the disk. The
+            name of a dataset for "fiftyone".
+        form: a name in `READERS`, "fiftyone", or "auto".
+        partial: take what fits although something else does not.
+
+    Raises:
+        DataError: something does not fit, with one line for each; nothing was changed.
+        RunError: the query or the ledger cannot be read, the result cannot be written.
+    """
+    asked = Asked.read(query)
+    ledger = Ledger.read(ledger_path)
+    found = list(read(asked, answers, form=form))
+    return accept(found, asked, ledger, ledger_path, partial=partial, source=str(answers))
+
+
+def read(asked: Asked, answers: Path, *, form: str = "auto") -> Iterator[Answer]:
+    """The answers in what a tool gave back, as they are."""
+    if form == FIFTYONE:
+        yield from voxel51.read(str(answers), asked, context=asked.context)
+        return
+    if form not in ("auto", *READERS):
+        raise ConfigError(f"format {form!r} is unknown; known: auto, {', '.join(READERS)}, {FIFTYONE}")
+    pixels = sum(box.width * box.height for box in (asked.crop(item, asked.context) for item in asked.items))
+    files = received.files(answers, limit=_FLOOR + _PER_PIXEL * pixels)
+    chosen = _detect(files, answers) if form == "auto" else form
+    try:
+        yield from READERS[chosen](files, asked, context=asked.context)
+    except DataError as error:
+        text = str(error)
+        raise DataError(text if text.startswith(str(answers)) else f"{answers}: {text}") from error
+
+
+def _detect(files: Mapping[str, bytes], answers: Path) -> str:
+    names = [name.rsplit("/", 1)[-1].lower() for name in files]
+    if "labelmap.txt" in names:
+        return "segmentation-mask"
+    if any(name.endswith(".xml") and name != "config.xml" for name in names):
+        return "cvat"
+    for name, content in files.items():
+        if name.lower().endswith(".json") and name.rsplit("/", 1)[-1] != "labels.json":
+            return "label-studio" if content.lstrip()[:1] == b"[" else "coco"
+    if any(name.endswith(".png") for name in names):
+        return "masks"
+    raise DataError(
+        f"{answers}: holds nothing that is known: CVAT's annotations.xml or labelmap.txt, Label Studio's or "
+        "COCO's .json, or .png masks; name the format with --from"
+    )
+
+
+def accept(
+    answers: list[Answer],
+    asked: Asked,
+    ledger: Ledger,
+    ledger_path: Path,
+    *,
+    partial: bool,
+    source: str,
+) -> Ingested:
+    """Check answers, then store them; see `ingest`."""
+    _belongs(asked, ledger, ledger_path)
+    steps = ledger.frame["step"].to_numpy()
+    problems: list[str] = []
+    good: list[tuple[Item, np.ndarray]] = []
+    empty: list[Item] = []
+    times = Counter(answer.name for answer in answers)
+    for answer in answers:
+        item = asked.by_name.get(answer.name)
+        problem = answer.problem or (None if item else "not asked for in this query")
+        labels = answer.labels
+        if problem is None and times[answer.name] > 1:
+            problem = f"given {times[answer.name]} times; one mask for a patch"
+        if problem is None and item is not None and labels is not None:
+            problem, labels = _fit(labels, item, asked)
+            if problem is None and steps[item.patch] != UNLABELLED:
+                problem = f"patch {item.patch} is labelled since step {steps[item.patch]}"
+            elif problem is None and labels is not None:
+                if bool((labels != VOID).any()):
+                    good.append((item, labels))
+                else:
+                    empty.append(item)
+        if problem is not None:
+            problems.append(f"{answer.name}: {problem}")
+    problems = list(dict.fromkeys(problems))
+    if problems and not partial:
+        more = f"\nnothing was changed; {len(good)} other patches fit: --partial takes them" if good else ""
+        raise DataError(f"{source}: " + "\n".join(problems) + more)
+    if good:
+        store = LabelStore.of(ledger_path)
+        store.describe(asked.classes, asked.size, asked.grid)
+        for item, labels in good:
+            store.write(item.patch, labels)
+        ledger.label(torch.tensor([item.patch for item, _ in good]), asked.step)
+        ledger.write(ledger_path)
+    return Ingested(tuple(item for item, _ in good), tuple(empty), tuple(problems))
+
+
+def _belongs(asked: Asked, ledger: Ledger, path: Path) -> None:
+    """Raises DataError unless every patch of the query is that of the ledger."""
+    grid = ledger.grid
+    for item in asked.items:
+        image = item.patch // grid.patches_per_image
+        if asked.grid != (grid.rows, grid.columns) or not (
+            0 <= image < len(ledger.names) and ledger.names[image] == item.image
+        ):
+            raise DataError(
+                f"{asked.path}: patch {item.patch} of {item.image} is not in {path}; another pool's query"
+            )
+
+
+def _fit(labels: np.ndarray, item: Item, asked: Asked) -> tuple[str | None, np.ndarray | None]:
+    """The patch's own part of a mask, or why it is none."""
+    crop, box = asked.crop(item, asked.context), item.box
+    if labels.shape == (crop.height, crop.width):
+        inside = labels[box.within(crop)]
+    elif labels.shape == (box.height, box.width):
+        inside = labels
+    else:
+        return (
+            f"a mask of {labels.shape[0]}×{labels.shape[1]} pixels (height × width) found, "
+            f"{crop.height}×{crop.width} expected"
+        ), None
+    unknown = np.unique(inside[(inside >= len(asked.classes)) & (inside != VOID)])
+    if len(unknown):
+        return (
+            f"unknown class id {unknown[0]}; known: 0 to {len(asked.classes) - 1}, and {VOID} for void",
+            None,
+        )
+    return None, np.ascontiguousarray(inside)
+
+
+__all__ = ["READERS", "Ingested", "accept", "ingest", "read"]

@@ -1,0 +1,132 @@
+"""Finished labels beside a ledger: one small mask for every patch that a person has labelled.
+
+pool.labels/labels.json          classes, (height, width) of the frames, rows and columns of the grid
+pool.labels/000006/6789.png      train ids of patch 6789, 255 is void, at the frame's own resolution
+
+The ledger says what is labelled. A mask that it does not know is left over from a killed ingest.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from meal_gpu import atomic
+from meal_gpu.annotate.asked import Pixels, read_mask
+from meal_gpu.errors import DataError, RunError
+
+_PER_FOLDER = 1000
+
+
+@dataclass(frozen=True)
+class Info:
+    """What all masks of a store share: classes by train id, (height, width) of frames, (rows, columns)."""
+
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    grid: tuple[int, int]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.classes)} classes ({', '.join(self.classes)}), frames of "
+            f"{self.size[0]}×{self.size[1]} pixels, a grid of {self.grid[0]}×{self.grid[1]}"
+        )
+
+
+class LabelStore:
+    """The masks in one folder, which the first write makes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, ledger: Path) -> "LabelStore":
+        """Of the ledger `pool.parquet`: `pool.labels` beside it."""
+        return cls(ledger.with_suffix(".labels"))
+
+    @property
+    def info(self) -> Info:
+        """What `describe` wrote. Raises RunError where there is nothing or something else."""
+        path = self.folder / "labels.json"
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            return Info(tuple(map(str, meta["classes"])), _pair(meta["size"]), _pair(meta["grid"]))
+        except FileNotFoundError:
+            raise RunError(
+                f"{path}: no such file; `meal-gpu ingest` makes it with the first labels"
+            ) from None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: damaged ({error!r}); restore it from a copy") from error
+
+    def describe(self, classes: tuple[str, ...], size: tuple[int, int], grid: tuple[int, int]) -> None:
+        """Say what the masks are of; the first call decides.
+
+        Raises:
+            RunError: an earlier call said something else, or the folder cannot be written.
+        """
+        given = Info(classes, size, grid)
+        path = self.folder / "labels.json"
+        if path.exists():
+            if (known := self.info) != given:
+                raise RunError(
+                    f"{path}: the labels so far are of {known}; these are of {given}; "
+                    "a pool keeps its classes and sizes: begin another --ledger"
+                )
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic.writing(path) as aside:
+                aside.write_text(json.dumps(asdict(given), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        except OSError as error:
+            raise _unwritten(path, error) from error
+
+    def path(self, patch: int) -> Path:
+        """Where the mask of a patch lies or would lie."""
+        return self.folder / f"{patch // _PER_FOLDER:06d}" / f"{patch}.png"
+
+    def write(self, patch: int, mask: Pixels) -> None:
+        """Store uint8 [h, w] train ids, whole or not at all. Raises RunError where that is not possible."""
+        path = self.path(patch)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.writing(path) as aside:
+                Image.fromarray(mask).save(aside)
+        except OSError as error:
+            raise _unwritten(path, error) from error
+
+    def read(self, patch: int, size: tuple[int, int]) -> Pixels:
+        """uint8 [h, w] train ids of a patch of `size`. Raises DataError, which names the file."""
+        path = self.path(patch)
+        try:
+            return read_mask(path, size)
+        except DataError as error:
+            if not path.exists():
+                raise DataError(
+                    f"{path}: no such mask, but the ledger says that patch {patch} is labelled; "
+                    "restore the file from a copy"
+                ) from None
+            raise DataError(f"{path}: {error}; restore the file from a copy") from error
+
+
+def classes_text(classes: tuple[str, ...]) -> str:
+    """The `classes.txt` that `meal_gpu.data.folder` reads. Raises DataError for a name it cannot hold."""
+    for name in classes:
+        if not name.strip() or name != name.strip() or "#" in name or len(name.splitlines()) > 1:
+            raise DataError(
+                f"class {name!r} cannot stand in a classes.txt; take `#` and line breaks out of it"
+            )
+    return "".join(f"{train_id}: {name}\n" for train_id, name in enumerate(classes))
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
+
+
+def _unwritten(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path}: the labels could not be written: {error.strerror or error}; free some room or set the "
+        "folder's permissions, then repeat the command"
+    )

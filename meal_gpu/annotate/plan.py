@@ -1,0 +1,35 @@
+"""How a query is asked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from meal_gpu.annotate.budget import Budget
+from meal_gpu.annotate.cost import CostModel
+from meal_gpu.images.headers import Size
+from meal_gpu.images.opening import SHARE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to ask; see `meal-gpu acquire --help`. Sizes are (height, width) in pixels."""
+
+    budget: Budget
+    strategy: str = "meal"
+    seed: int = 0
+    grid: tuple[int, int] = (4, 4)
+    candidates: int = 200
+    features: str = "crop"
+    size: Size | None = None
+    window: Size | None = None
+    overlap: float = 0.25
+    valid: Path | None = None
+    classes: tuple[str, ...] | None = None
+    cost: CostModel = field(default_factory=CostModel)
+    pack: int = 1
+    context: int = 0
+    exclude: tuple[Path, ...] = ()
+    layer: str | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    ops: str = "auto"
+    pool_share: float = SHARE

@@ -1,0 +1,140 @@
+"""The pool behind a query: its ledger and frames in one order, what is valid of them, and their scores."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from meal_gpu import strategies
+from meal_gpu.acquisition import SHARED
+from meal_gpu.annotate.asked import read_frame, read_mask
+from meal_gpu.annotate.kept import Kept
+from meal_gpu.annotate.plan import Plan
+from meal_gpu.errors import ConfigError, DataError
+from meal_gpu.grid import Grid
+from meal_gpu.images.headers import Size
+from meal_gpu.images.listing import Listing
+from meal_gpu.images.sources import Images, Part
+from meal_gpu.ledger import Ledger
+from meal_gpu.models import Network
+from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
+
+Stage = Callable[[str, int], AbstractContextManager[Advance]]
+
+
+def feature_space(model: object, applied: object) -> str:
+    """Names the space that the features lie in: Φ of one space says nothing of another."""
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
+    shapes = [(name, tuple(values.shape)) for name, values in state.items()]
+    return hashlib.sha256(repr((type(model).__qualname__, shapes, applied)).encode()).hexdigest()
+
+
+def frame_size(file: str) -> Size:
+    """(height, width) of a frame as decoded. Raises DataError."""
+    return read_frame(file, None).shape[:2]
+
+
+def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:
+    """The pool's ledger with the frames of the listing, and how many of these are new."""
+    if not path.exists():
+        size = plan.size or frame_size(listing.files[0])
+        return Ledger.create(Grid(*plan.grid, *size), listing.names), len(listing.names)
+    ledger = Ledger.read(path)
+    has, wanted = (ledger.grid.rows, ledger.grid.columns), plan.grid
+    over = "" if plan.size is None else f" over {plan.size[0]}×{plan.size[1]}"
+    if has != wanted or plan.size not in (None, (ledger.grid.height, ledger.grid.width)):
+        raise ConfigError(
+            f"{path} has a grid of {has[0]}×{has[1]} over {ledger.grid.height}×{ledger.grid.width} pixels, "
+            f"but {wanted[0]}×{wanted[1]}{over} was asked for; "
+            "a pool keeps its grid: pass it, or name another --ledger"
+        )
+    extended = ledger.extended(listing.names)
+    return extended, len(extended.names) - len(ledger.names)
+
+
+def in_order(listing: Listing, names: Sequence[str], path: Path) -> Listing:
+    row = {name: i for i, name in enumerate(listing.names)}
+    gone = [name for name in names if name not in row]
+    if gone:
+        raise DataError(
+            f"{gone[0]}: a frame of {path} that is no longer among the images ({len(gone)} of {len(names)} "
+            "are missing); bring it back, or begin another ledger"
+        )
+    at = [row[name] for name in names]
+    return Listing(*(tuple(column[i] for i in at) for column in listing))
+
+
+def validity(
+    path: Path | None, grid: Grid, native: Size, images: int
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """[H, W] bool where pixels count, and the patches [E] of which less than half does."""
+    if path is None:
+        return None, torch.empty(0, dtype=torch.int64)
+    try:
+        mask = read_mask(path, native)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    resized = Image.fromarray((mask > 0).astype(np.uint8)).resize(
+        (grid.width, grid.height), Image.Resampling.NEAREST
+    )
+    valid = torch.from_numpy(np.array(resized) > 0)
+    boxes = grid.boxes(np.arange(grid.patches_per_image))
+    share = np.array([valid[t:b, le:r].float().mean() for le, t, r, b in boxes])
+    bad = np.flatnonzero(share < 0.5)
+    if len(bad) == len(boxes):
+        raise DataError(f"{path}: less than half of every patch is valid (above 0); nothing could be asked")
+    base = np.arange(images)[:, None] * grid.patches_per_image
+    return valid, torch.from_numpy((base + bad).ravel())
+
+
+def known_or_computed(
+    image_set: Callable[[Images], ImageSet], source: Images, network: Network, grid: Grid, listing: Listing,
+    kept: Kept, valid: torch.Tensor | None, plan: Plan, stage: Stage,
+) -> tuple[Scored, int]:  # fmt: skip
+    """Scores of the pool, and features where the strategy will need them; how many images were new."""
+    known, tensors = kept.read(listing.names, listing.stamps)
+    shared = plan.features == SHARED
+    fits = strategies.get(plan.strategy).needs_manifold and kept.manifold() is None
+    new = (~known).nonzero().flatten()
+    described = "features" in tensors
+    describe = shared or fits or (described and not len(new))
+    lacking = new if described else torch.arange(len(known))  # images without features
+    passing = lacking if shared else new
+    per_image = grid.patches_per_image
+    scores = torch.empty((len(known), per_image))
+    if "scores" in tensors:
+        scores[known] = tensors["scores"]
+    computed: torch.Tensor | None = None
+    if len(passing):
+        with stage("score frames", len(passing)) as advance:
+            where = None if valid is None else valid.to(source.device)
+            found = score_pool(
+                image_set(Part(source, passing)), network, grid, features=shared, valid=where, advance=advance
+            )
+        require_finite(found.scores, grid, tuple(listing.names[i] for i in passing))
+        scores[passing] = found.scores.view(-1, per_image).cpu()
+        computed = found.features
+    features: torch.Tensor | None = None
+    if describe:
+        if not shared and len(lacking):
+            patches = (lacking[:, None] * per_image + torch.arange(per_image)).flatten()
+            with stage("describe patches", len(patches)) as advance:
+                computed = patch_features(image_set(source), patches, network, grid, advance)
+        width = tensors["features"].shape[2] if described else computed.shape[1]  # type: ignore[union-attr]
+        features = torch.empty((len(known), per_image, width))
+        if described:
+            features[known] = tensors["features"]
+        if computed is not None:
+            features[lacking] = computed.view(-1, per_image, width).cpu()
+    if len(passing) or (describe and not described):
+        kept.write(
+            listing.names,
+            listing.stamps,
+            {"scores": scores} | ({} if features is None else {"features": features}),
+        )
+    everything = None if features is None else features.flatten(0, 1).to(source.device)
+    return Scored(scores.flatten().to(source.device), everything), len(new)

@@ -1,0 +1,134 @@
+"""A query into a Label Studio server, through its SDK."""
+
+import base64
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from meal_gpu.annotate import label_studio
+from meal_gpu.annotate.asked import Asked, Pixels
+from meal_gpu.errors import RunError, UnavailableError
+
+_REQUEST_BYTES = 16 << 20  # the server takes 200 MB; a smaller request fails sooner where a proxy is stricter
+
+
+def push(
+    asked: Asked, out: Path, *, url: str, token: str, project: str, context: int, predictions: bool = True
+) -> int:
+    """Make tasks of a query in the project of that title, which is created where there is none.
+
+    The SDK uploads no files, so each crop travels within its task, as a data: URI. A crop that the project
+    already has is left alone: a push that broke off may be repeated.
+
+    Servers from 1.21 on may check predictions, and the check of SDK 2.0 takes hardly any brush mask, those of
+    Label Studio's own encoder included; where a server refuses them for that, push with `predictions` off.
+
+    Args:
+        out: where config.xml is written, for the record.
+        token: of an account; goes nowhere but to `url`.
+        context: pixels around each patch that annotators see.
+
+    Returns:
+        How many tasks were made.
+
+    Raises:
+        UnavailableError: the SDK is not installed, or the server cannot be reached.
+        RunError: the server refuses something, or the project has another labelling config.
+        DataError: a frame or prediction cannot be read.
+    """
+    try:
+        import httpx
+        from label_studio_sdk import LabelStudio
+        from label_studio_sdk.core.api_error import ApiError
+    except ImportError as error:
+        raise UnavailableError(
+            f"Label Studio's SDK is not installed ({error}): pip install 'meal-gpu[label-studio]'"
+        ) from error
+    config = label_studio.config(asked)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.xml").write_text(config, encoding="utf-8")
+    made = 0
+    try:
+        client = LabelStudio(base_url=url, api_key=token)
+        number = _project(client, project, config)
+        there = {
+            (entry.data or {}).get("patch") for entry in client.tasks.list(project=number, page_size=100)
+        }
+        for batch in _batches(asked, context, there, predictions=predictions):
+            client.projects.import_tasks(number, request=batch, return_task_ids=True)
+            made += len(batch)
+    except ApiError as error:
+        refused = str(error.body)[:500].replace("\n", " ")
+        hint = "; it may take no brush masks: push without predictions" if "rediction" in refused else ""
+        raise RunError(
+            f"{url}: Label Studio refused with status {error.status_code} after {made} tasks: {refused}{hint}"
+        ) from error
+    except httpx.HTTPError as error:
+        raise UnavailableError(
+            f"{url}: Label Studio cannot be reached after {made} tasks: {error}"
+        ) from error
+    return made
+
+
+def _project(client: Any, title: str, config: str) -> int:
+    """The id of the project, found or created. Raises RunError where there is one for something else."""
+    found = [entry for entry in client.projects.list(title=title) if entry.title == title]
+    if not found:
+        return int(client.projects.create(title=title, label_config=config).id)
+    if len(found) > 1:
+        raise RunError(f"Label Studio has {len(found)} projects named {title!r}; rename all but one")
+    number = int(found[0].id)
+    theirs = client.projects.get(number).label_config or ""
+    if not _same(theirs, config):
+        raise RunError(
+            f"project {title!r} of Label Studio has another labelling config, for other classes; "
+            "name a new project"
+        )
+    return number
+
+
+def _same(theirs: str, ours: str) -> bool:
+    try:
+        return ElementTree.canonicalize(theirs, strip_text=True) == ElementTree.canonicalize(
+            ours, strip_text=True
+        )
+    except ElementTree.ParseError:
+        return False
+
+
+def _batches(
+    asked: Asked, context: int, there: set[Any], *, predictions: bool
+) -> Iterator[list[dict[str, Any]]]:
+    """The tasks that are not there yet, in requests of some megabytes."""
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for item, _, pixels in asked.crops(context):
+        if item.name in there:
+            continue
+        image = _uri(pixels)
+        entry = label_studio.task(item, asked, image, context=context)
+        if not predictions:
+            del entry["predictions"]
+        else:
+            # a byte of a mask takes up to five characters: its digits, a comma and a space
+            size += sum(5 * len(r["value"].get("rle", ())) for r in entry["predictions"][0]["result"])
+        size += len(image)
+        batch.append(entry)
+        if size > _REQUEST_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _uri(pixels: Pixels) -> str:
+    png = BytesIO()
+    Image.fromarray(pixels).save(png, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+
+
+__all__ = ["push"]

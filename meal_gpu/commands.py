@@ -1,0 +1,248 @@
+"""The commands around an annotation tool: acquire, export, ingest, view. Thin: parse → call → print."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from meal_gpu.errors import ConfigError
+
+if TYPE_CHECKING:
+    from meal_gpu.annotate.asking import Report
+
+LedgerOption = Annotated[Path, typer.Option(help="The pool's table; made by the first query.")]
+
+
+def pair(text: str | None, what: str) -> tuple[int, int] | None:
+    """HxW -> (H, W). Raises ConfigError."""
+    if text is None:
+        return None
+    first, cross, second = text.lower().partition("x")
+    if not (cross and first.isdigit() and second.isdigit() and int(first) and int(second)):
+        raise ConfigError(f"{what} {text!r}: expected two numbers above 0, such as 512x1024")
+    return int(first), int(second)
+
+
+def acquire(
+    images: Annotated[str, typer.Option(help="A folder, a manifest .parquet, or a URL that fsspec opens.")],
+    model: Annotated[str, typer.Option(help="pkg.module:factory. This, and only this, runs code of yours.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights: .safetensors, or .pt, of which no code is run.")
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Argument of the factory; repeat it.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option("--budget", "-n", help="32patches, 2%, 5000clicks or 6h.")
+    ] = "32patches",
+    strategy: Annotated[str, typer.Option(help="See `meal-gpu strategies`.")] = "meal",
+    ledger: LedgerOption = Path("pool.parquet"),
+    out: Annotated[Path, typer.Option(help="Query folder to write.")] = Path("query"),
+    classes: Annotated[Path | None, typer.Option(help="A classes.txt: one name per line.")] = None,
+    grid: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of patches.")] = "4x4",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Working size.", show_default="the frames' own")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Slide a window of this size over larger frames.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Share of a window that the next one covers again.")] = 0.25,
+    valid: Annotated[
+        Path | None,
+        typer.Option(help="A .png like the frames: where it is 0 (bonnet, border) nothing counts."),
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="N_I, of highest entropy.")] = 200,
+    features: Annotated[str, typer.Option(help="crop, or shared (one pass).")] = "crop",
+    layer: Annotated[str | None, typer.Option(help="Submodule whose output gives features.")] = None,
+    cost: Annotated[
+        str, typer.Option(help="Such as click=1.1,frame=8: seconds; vertex=12: pixels a click.")
+    ] = "",
+    pack: Annotated[int, typer.Option(min=1, help="Patches taken in a row from an opened frame.")] = 1,
+    context: Annotated[int, typer.Option(min=0, help="Pixels that annotators see around a patch.")] = 0,
+    exclude: Annotated[
+        list[Path] | None, typer.Option(help="A query folder that is still with the annotators; repeat it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    ops: Annotated[str, typer.Option(help="auto, reference, cpu or cuda.")] = "auto",
+) -> None:
+    """Choose, for your model and your frames, the patches to label within a budget."""
+    from meal_gpu.annotate.budget import Budget
+    from meal_gpu.annotate.cost import CostModel
+
+    amount, costs = Budget.parse(budget), CostModel.parse(cost)  # before the slow imports
+    rows = pair(grid, "grid")
+    assert rows is not None
+    from torch.nn import Module
+
+    from meal_gpu import checkpoint as checkpoints
+    from meal_gpu.acquisition import FEATURES
+    from meal_gpu.annotate.asking import ask
+    from meal_gpu.annotate.plan import Plan
+    from meal_gpu.data.folder import read_classes
+    from meal_gpu.progress import Terminal
+
+    if features not in FEATURES:
+        raise ConfigError(f"features is {features!r}; known: {', '.join(FEATURES)}")
+    names = read_classes(classes)[0] if classes else None
+    plan = Plan(
+        budget=amount, strategy=strategy, seed=seed, grid=rows, candidates=candidates, features=features,
+        size=pair(size, "size"), window=pair(window, "window"), overlap=overlap, valid=valid, classes=names,
+        cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer,
+        precision=precision, device=device, ops=ops,
+    )  # fmt: skip
+    network = checkpoints.build(model, arguments(model_arg or []))
+    if checkpoint is not None:
+        if not isinstance(network, Module):
+            raise ConfigError(
+                f"--checkpoint loads into a torch.nn.Module, but {model} gives none; load it there"
+            )
+        checkpoints.load_weights(network, checkpoint)
+    report = ask(images, network, ledger, out, plan, Terminal().stage)
+    typer.echo(describe(report))
+
+
+def arguments(items: list[str]) -> dict[str, Any]:
+    """KEY=VALUE with YAML values. Raises ConfigError."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--model-arg {item!r}: expected KEY=VALUE")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--model-arg {item!r}: {error}") from error
+    return values
+
+
+def describe(report: "Report") -> str:
+    """The query in all units, and what smaller ones would be."""
+    totals, n = report.totals, len(report.asked.items)
+    lines = [
+        f"pool: {report.pool} patches, {report.added} new frames, {report.scored} frames scored now",
+        f"query {report.asked.step}: {n} patches ({n / report.pool:.2%}) in {totals.frames[-1]} frames, "
+        f"about {totals.clicks[-1]:.0f} clicks, {totals.hours[-1]:.2f} h",
+    ]
+    for k in sorted({max(1, n // 4), max(1, n // 2), n}):
+        covered = "" if report.coverage is None else f", coverage {report.coverage[k - 1]:.0%}"
+        lines.append(
+            f"  the first {k}: {totals.frames[k - 1]} frames, {totals.clicks[k - 1]:.0f} clicks, "
+            f"{totals.hours[k - 1]:.2f} h{covered}"
+        )
+    if report.limited:
+        lines.append("the budget pays for more than the candidates: raise --candidates")
+    lines.append(
+        f"written: {report.asked.path} (budget.svg: coverage, entropy and cost of every smaller query)"
+    )
+    return "\n".join(lines)
+
+
+def export(
+    to: Annotated[
+        str,
+        typer.Option(
+            help="cvat, segmentation-mask, label-studio, coco, csv, jsonl, parquet or "
+            "fiftyone; of finished labels: smp, mmseg or nnunet."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="New folder.", show_default="QUERY/… or labels/…")] = None,
+    query: Annotated[Path, typer.Option(help="Query folder.")] = Path("query"),
+    ledger: LedgerOption = Path("pool.parquet"),
+    images: Annotated[str | None, typer.Option(help="As for acquire; for smp, mmseg and nnunet.")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="URL", help="Also send it to this CVAT or Label Studio.")
+    ] = None,
+    token: Annotated[str | None, typer.Option(envvar="MEAL_GPU_TOKEN", help="For --push.")] = None,
+    project: Annotated[
+        str, typer.Option(help="For --push, and the name of a FiftyOne dataset.")
+    ] = "meal-gpu",
+) -> None:
+    """Write a query for an annotation tool, or the finished labels for training."""
+    from meal_gpu.annotate import formats
+
+    known = (*formats.WRITERS, "fiftyone", *formats.TRAINING)
+    if to not in known:
+        raise ConfigError(f"format {to!r} is unknown; known: {', '.join(known)}")
+    if to in formats.TRAINING:
+        if images is None:
+            raise ConfigError(f"--to {to} needs --images, the frames that the masks belong to")
+        from meal_gpu.annotate import training
+        from meal_gpu.images.listing import list_images
+
+        listing = list_images(images)
+        target = out or Path("labels") / to
+        files = dict(zip(listing.names, listing.files, strict=True))
+        done = training.export(ledger, files, target, to=to)
+        typer.echo(f"{to}: {done.patches} patches in {done.frames} frames, {target}")
+        return
+    from meal_gpu.annotate.asked import Asked
+
+    asked = Asked.read(query)
+    if to == "fiftyone":
+        from meal_gpu.annotate import voxel51
+
+        voxel51.export(asked, project)
+        typer.echo(f"fiftyone: dataset {project!r}, {len(asked.items)} patches")
+        return
+    target = out or query / to
+    if push is not None and to not in ("cvat", "label-studio"):
+        raise ConfigError(f"--push sends to cvat and label-studio, not to {to}")
+    if push is not None and token is None:
+        raise ConfigError("--push needs --token, or the variable MEAL_GPU_TOKEN")
+    formats.export(asked, target, form=to)
+    typer.echo(f"{to}: {len(asked.items)} patches, {target}")
+    if push is not None and token is not None:
+        from meal_gpu.annotate import push_cvat, push_label_studio
+
+        send = push_cvat.push if to == "cvat" else push_label_studio.push
+        sent = send(asked, target, url=push, token=token, project=project, context=asked.context)
+        typer.echo(f"pushed: {sent}")
+
+
+def ingest(
+    answers: Annotated[
+        Path, typer.Argument(help="What the tool exported: a folder, .zip or file; a FiftyOne dataset.")
+    ],
+    query: Annotated[Path, typer.Option(help="Query folder.")] = Path("query"),
+    ledger: LedgerOption = Path("pool.parquet"),
+    form: Annotated[
+        str,
+        typer.Option("--from", help="auto, cvat, segmentation-mask, label-studio, coco, masks or fiftyone."),
+    ] = "auto",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Take what fits, although not all does.")
+    ] = False,
+) -> None:
+    """Check finished masks and mark their patches as labelled; all or nothing."""
+    from meal_gpu.annotate.ingest import ingest as take
+
+    done = take(query, answers, ledger, form=form, partial=partial)
+    for line in done.problems:
+        typer.echo(f"left out: {line}")
+    typer.echo(f"labelled: {len(done.labelled)} patches, {ledger}")
+    if done.empty:
+        typer.echo(f"still without a label: {', '.join(item.name for item in done.empty)}")
+
+
+def view(
+    images: Annotated[str, typer.Option(help="As for acquire.")],
+    ledger: LedgerOption = Path("pool.parquet"),
+    query: Annotated[list[Path] | None, typer.Option(help="A query folder to show; repeat it.")] = None,
+) -> None:
+    """Open pool, scores, embedding and queries in FiftyOne."""
+    from meal_gpu.annotate import voxel51
+    from meal_gpu.images.listing import list_images
+
+    listing = list_images(images)
+    session = voxel51.view(ledger, dict(zip(listing.names, listing.files, strict=True)), query or [])
+    session.wait()
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    for command in (acquire, export, ingest, view):
+        app.command()(command)

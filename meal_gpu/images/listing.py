@@ -1,0 +1,250 @@
+"""What a user calls a pool of images, listed: their names, where they are, and what changes when they do."""
+
+import os
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from meal_gpu.errors import DataError, UnavailableError
+from meal_gpu.images.headers import SUFFIXES
+
+_COLUMNS = ("path", "file", "image")
+_LOCAL = ("file://", "local://")
+# What the file systems of fsspec say of a file's state; all that are there count
+_STAMPS = (
+    "ETag", "etag", "md5", "md5Hash", "generation", "version", "mtime", "LastModified", "last_modified",
+    "modified", "created", "size",
+)  # fmt: skip
+
+
+class Listing(NamedTuple):
+    """Images in order: `names` are unique, also without their suffixes; `files` are local paths or URLs.
+
+    A stamp changes when its file does: "size-mtime_ns" of a local file, what the server says of another.
+    """
+
+    names: tuple[str, ...]
+    files: tuple[str, ...]
+    stamps: tuple[str, ...]
+
+
+def is_url(file: str) -> bool:
+    return "://" in file
+
+
+def list_images(given: str) -> Listing:
+    """List a folder, a .parquet manifest, or what lies below an fsspec URL (or a manifest there).
+
+    Folders are listed in all depths, sorted by their files' relative paths, which are the names. A manifest
+    has the files in a column `path`, `file` or `image` (relative to its folder, absolute, or URLs) and may
+    have a column `name`; without it the names are the files as given. No file's content is read.
+
+    Raises:
+        DataError: no images, a file that is not there, a faulty manifest, or names that collide.
+        UnavailableError: a URL's protocol is unknown, its package missing, or its server does not answer.
+    """
+    given = _plain(given)
+    if given.lower().endswith(".parquet") and (is_url(given) or not Path(given).expanduser().is_dir()):
+        return _checked(_manifest(given), given)
+    return _checked(_prefix(given) if is_url(given) else _folder(Path(given).expanduser()), given)
+
+
+def _plain(file: str) -> str:
+    """A local path where the URL is that of one."""
+    return next((file.removeprefix(prefix) for prefix in _LOCAL if file.startswith(prefix)), file)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises:
+        UnavailableError: an unknown protocol, or its package is missing.
+    """
+    import fsspec
+
+    if "::" in url:
+        raise UnavailableError(f"{url}: chained URLs are not read; unpack the archive")
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        protocol = url.partition("://")[0]
+        fix = ": pip install 'meal-gpu[s3]'" if protocol in ("s3", "s3a") else ""
+        raise UnavailableError(f"{url}: {protocol}:// cannot be opened ({error}){fix}") from error
+    return system, str(path)
+
+
+def _folder(root: Path) -> Listing:
+    if not root.is_dir():
+        raise DataError(f"{root}: neither a folder of images, a .parquet manifest nor a URL")
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if _is_image(path.name)}
+    names = sorted(name for name, path in paths.items() if path.is_file())
+    files = tuple(str(paths[name]) for name in names)
+    return Listing(tuple(names), files, tuple(_local_stamp(file) or "" for file in files))
+
+
+def _prefix(url: str) -> Listing:
+    system, root = filesystem(url)
+    try:
+        found: dict[str, Mapping[str, Any]] = system.find(root, detail=True)
+    except FileNotFoundError:
+        found = {}
+    except Exception as error:  # each file system has errors of its own
+        raise _no_answer(url, error) from error
+    base = root.rstrip("/") + "/"
+    # The URL of a single image finds itself
+    paths = {
+        path.removeprefix(base) if path.startswith(base) else posixpath.basename(path): path
+        for path in found
+        if _is_image(path)
+    }
+    names = sorted(paths)
+    return Listing(
+        tuple(names),
+        tuple(str(system.unstrip_protocol(paths[name])) for name in names),
+        tuple(_remote_stamp(found[paths[name]]) for name in names),
+    )
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)
+
+
+def _manifest(given: str) -> Listing:
+    files, names = _columns(given)
+    folder = posixpath.dirname(given) if is_url(given) else str(Path(given).expanduser().parent)
+    whole = tuple(
+        file if is_url(file) or file.startswith("/") else posixpath.join(folder, file) for file in files
+    )
+    whole = tuple(_plain(file) for file in whole)
+    local = {file: _local_stamp(file) for file in whole if not is_url(file)}
+    stamps = local | _remote_stamps(file for file in whole if is_url(file))
+    missing = [file for file in whole if stamps[file] is None]
+    if missing:
+        raise DataError(f"{given}: {len(missing)} of {len(whole)} files are not there, first {missing[0]}")
+    _require_unique(whole, f"{given}: the file")
+    return Listing(names, whole, tuple(stamps[file] or "" for file in whole))
+
+
+def _columns(given: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The files and the names of a manifest, as given."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with _opened(given) as opened, pq.ParquetFile(opened) as manifest:
+            schema = manifest.schema_arrow
+            column = next((name for name in _COLUMNS if name in schema.names), None)
+            if column is None:
+                raise DataError(
+                    f"{given}: no column {', '.join(_COLUMNS)}; its columns are {', '.join(schema.names)}"
+                )
+            wanted = list(dict.fromkeys([column, "name"] if "name" in schema.names else [column]))
+            table = manifest.read(columns=wanted)
+    except FileNotFoundError:
+        raise DataError(f"{given}: no such manifest") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{given}: not a readable .parquet file: {error}") from error
+    except (DataError, UnavailableError):
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise _no_answer(given, error) from error
+    read = []
+    for name in wanted:
+        values = table[name].to_pylist()
+        for row, value in enumerate(values):
+            if not isinstance(value, str) or not value:
+                found = "null" if value is None else repr(value)[:60]
+                raise DataError(f"{given}: column {name!r} has {found} in row {row}; expected text")
+        read.append(tuple(values))
+    return read[0], read[-1]
+
+
+def _opened(given: str) -> Any:
+    if not is_url(given):
+        return Path(given).expanduser().open("rb")
+    system, path = filesystem(given)
+    return system.open(path, "rb")
+
+
+def _local_stamp(file: str) -> str | None:
+    try:
+        status = os.stat(file)  # noqa: PTH116 - a Path for each of a million files takes longer than this
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _remote_stamps(urls: Iterable[str]) -> dict[str, str | None]:
+    """One listing for each folder; over HTTP, which has none, one question for each file."""
+    folders: defaultdict[str, list[str]] = defaultdict(list)
+    for url in urls:
+        folders[posixpath.dirname(url)].append(url)
+    stamps: dict[str, str | None] = {}
+    for folder, inside in folders.items():
+        system, path = filesystem(folder)
+        paths = {url: str(system._strip_protocol(url)) for url in inside}
+        try:
+            if folder.startswith(("http://", "https://")):
+                details = _asked(system, list(paths.values()))
+            else:
+                details = {str(entry["name"]): entry for entry in system.ls(path, detail=True)}
+        except FileNotFoundError:
+            details = {}
+        except Exception as error:  # each file system has errors of its own
+            raise _no_answer(folder, error) from error
+        stamps |= {
+            url: _remote_stamp(details[path]) if path in details else None for url, path in paths.items()
+        }
+    return stamps
+
+
+def _asked(system: Any, paths: list[str]) -> dict[str, Mapping[str, Any]]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def info(path: str) -> Mapping[str, Any] | None:
+        try:
+            found: Mapping[str, Any] = system.info(path)
+        except FileNotFoundError:
+            return None
+        return found
+
+    with ThreadPoolExecutor(16) as pool:
+        return {path: found for path, found in zip(paths, pool.map(info, paths), strict=True) if found}
+
+
+def _remote_stamp(info: Mapping[str, Any]) -> str:
+    return "-".join(str(info[key]) for key in _STAMPS if info.get(key) is not None)
+
+
+def _no_answer(url: str, error: Exception) -> UnavailableError:
+    return UnavailableError(f"{url}: cannot be listed ({type(error).__name__}: {error})")
+
+
+def _checked(listing: Listing, given: str) -> Listing:
+    if not listing.names:
+        raise DataError(f"{given}: no images ({', '.join(SUFFIXES)}) there")
+    for name in listing.names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{given}: the name {name!r} is not valid UTF-8; rename the file") from None
+    _require_unique(listing.names, f"{given}: the name")
+    stems: dict[str, str] = {}
+    for name in listing.names:
+        stem, suffix = posixpath.splitext(name)
+        other = stems.setdefault(stem if suffix.lower() in SUFFIXES else name, name)
+        if other != name:
+            raise DataError(
+                f"{given}: {other!r} and {name!r} differ only by their suffix, so that what is written for "
+                "them would collide; rename one"
+            )
+    return listing
+
+
+def _require_unique(values: tuple[str, ...], what: str) -> None:
+    rows: dict[str, int] = {}
+    for row, value in enumerate(values):
+        if rows.setdefault(value, row) != row:
+            raise DataError(f"{what} {value!r} is there twice, in rows {rows[value]} and {row}")

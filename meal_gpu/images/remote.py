@@ -1,0 +1,146 @@
+"""Images behind URLs: fetched many at once, a chunk ahead of the decoder, and never all of them."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from meal_gpu.errors import DataError
+from meal_gpu.images.headers import Size, image_size
+from meal_gpu.images.listing import filesystem, is_url
+from meal_gpu.images.loader import Loader
+from meal_gpu.images.sources import at_once
+
+CHUNK = 64
+"""Files fetched together; two such chunks are on the disk at most."""
+
+
+class Remote:
+    """Image files behind fsspec URLs, fetched and decoded in every pass: memory does not grow with the pool.
+
+    The pixels and batches are those that `sources.Streamed` gives for the same files. The files pass through
+    a temporary folder (`TMPDIR`), which is gone when a pass ends, however it ends.
+
+    Args:
+        files: URLs, or paths of local files, all of one native size.
+        size: working (height, width); files of another size are resized. None: that of the first file.
+        device: where batches arrive.
+        chunk: files fetched together, at least.
+
+    Raises:
+        DataError: no files, or the first cannot be fetched or is no image.
+        UnavailableError: the package for a URL's protocol is missing.
+    """
+
+    resident: torch.Tensor | None = None
+
+    def __init__(
+        self, files: Sequence[str], size: Size | None, device: torch.device, *, chunk: int = CHUNK
+    ) -> None:
+        if not files:
+            raise DataError("no images to load")
+        self._files = tuple(files)
+        self._chunk = chunk
+        self.device = device
+        with tempfile.TemporaryDirectory(prefix="meal-gpu-") as folder:
+            part = _fetched(self._files[:1], Path(folder))
+            try:
+                self._native = image_size(part.paths[0])
+            except DataError as error:
+                raise part.named(error) from error
+        self.size = size or self._native
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def at(self, device: torch.device) -> "Remote":
+        """The same images for another device; nothing is fetched."""
+        other = object.__new__(Remote)
+        other.__dict__.update(self.__dict__, device=device)
+        return other
+
+    def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        files = self._files if of is None else [self._files[number] for number in of.tolist()]
+        # Whole batches, so that none is put together from two chunks
+        length = batch_size * -(-self._chunk // batch_size)
+        starts = range(0, len(files), length)
+        with ExitStack() as stack:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meal-gpu-")))
+            pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="meal-gpu-fetch")
+            stack.callback(pool.shutdown, cancel_futures=True)  # before its folder goes
+            fetch = [(files[start : start + length], root / str(start)) for start in starts]
+            ahead = pool.submit(_fetched, *fetch[0])
+            for following in [*fetch[1:], None]:
+                part = ahead.result()
+                if following is not None:
+                    ahead = pool.submit(_fetched, *following)
+                yield from self._decoded(part, batch_size)
+                part.remove()
+
+    def _decoded(self, part: "_Fetched", batch_size: int) -> Iterator[torch.Tensor]:
+        together = min(at_once(batch_size), len(part.paths))
+        loader = Loader(part.paths, self.size, device=self.device, batch_size=together, native=self._native)
+        decoded = iter(loader)
+        while True:
+            try:
+                images = next(decoded, None)
+            except DataError as error:
+                raise part.named(error) from error
+            if images is None:
+                return
+            yield from torch.split(images, batch_size)
+
+
+class _Fetched:
+    """Files of a chunk: local ones where they are, the others in `folder`."""
+
+    def __init__(self, files: Sequence[str], paths: Sequence[Path], folder: Path) -> None:
+        self.paths = paths
+        self._files = files
+        self._folder = folder
+
+    def named(self, error: DataError) -> DataError:
+        """The error with URLs in place of the paths that they had for a while."""
+        message = str(error)
+        for file, path in zip(self._files, self.paths, strict=True):
+            message = message.replace(str(path), file)
+        return DataError(message)
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder)
+
+
+def _fetched(files: Sequence[str], folder: Path) -> _Fetched:
+    """Fetch what is remote into `folder`, all files of a file system at once."""
+    folder.mkdir(exist_ok=True)
+    # The names are of one length, so that none begins another
+    paths = [
+        folder / f"{place:06d}{PurePosixPath(file).suffix.lower()}" if is_url(file) else Path(file)
+        for place, file in enumerate(files)
+    ]
+    groups: dict[int, tuple[Any, list[int], list[str]]] = {}
+    for place, file in enumerate(files):
+        if is_url(file):
+            system, path = filesystem(file)
+            _, places, remote = groups.setdefault(id(system), (system, [], []))
+            places.append(place)
+            remote.append(path)
+    for system, places, remote in groups.values():
+        try:
+            # Not `cat`, which takes brackets in a name for a pattern
+            contents = system.cat_ranges(remote, None, None, on_error="return")
+        except Exception as error:  # each file system has errors of its own
+            contents = [error] * len(remote)
+        for place, content in zip(places, contents, strict=True):
+            if isinstance(content, FileNotFoundError):
+                raise DataError(f"{files[place]}: no such file; was it removed?") from content
+            if isinstance(content, BaseException):
+                kind = type(content).__name__
+                raise DataError(f"{files[place]}: cannot be fetched ({kind}: {content})") from content
+            paths[place].write_bytes(content)
+    return _Fetched(files, paths, folder)

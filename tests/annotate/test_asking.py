@@ -1,0 +1,216 @@
+"""`meal-gpu acquire` on frames without any mask."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from meal_gpu.annotate.asked import Asked
+from meal_gpu.annotate.kept import coverage
+from meal_gpu.cli import app
+from meal_gpu.errors import MealGpuError
+from meal_gpu.grid import Grid
+from meal_gpu.ledger import Ledger
+
+Ask = Callable[..., Asked]
+
+
+@pytest.fixture
+def frames(scenes: Path) -> Path:
+    return scenes / "leftImg8bit" / "train"
+
+
+@pytest.fixture
+def ask(frames: Path, tmp_path: Path) -> Ask:
+    """`meal-gpu acquire` with an untrained network, 96 patches, and other options as given."""
+
+    def call(out: str, *options: object, ledger: str = "pool.parquet", images: object = frames) -> Asked:
+        arguments = ["acquire", "--images", images, "--model", "meal_gpu.models:segmenter",
+                     "--model-arg", "classes=5", "--candidates", 30, "--precision", "float32",
+                     "--ledger", tmp_path / ledger, "--out", tmp_path / out, *options]  # fmt: skip
+        app([str(a) for a in arguments], standalone_mode=False)
+        return Asked.read(tmp_path / out)
+
+    return call
+
+
+def test_a_query_holds_what_a_person_needs(
+    ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ask("q", "-n", 8)
+    assert len(asked.items) == 8 and len({item.patch for item in asked.items}) == 8
+    grid, ledger = Grid(4, 4, 96, 192), Ledger.read(tmp_path / "pool.parquet")
+    totals = 0.0
+    for item in asked.items:
+        assert tuple(item.box) == tuple(grid.boxes([item.patch])[0])
+        assert ledger.names[item.patch // 16] == item.image
+        assert item.score == pytest.approx(float(ledger.frame["score"][item.patch]))
+        mask = asked.prediction(item)
+        assert mask.shape == (24, 48) and mask.max() < 5
+        totals += item.clicks
+    assert ledger.labelled().tolist() == []
+    assert asked.notes["estimate"]["clicks"] == pytest.approx(totals, abs=0.06)
+    assert (tmp_path / "q" / "budget.svg").read_bytes().startswith(b"<?xml")
+    said = capsys.readouterr().out
+    assert "pool: 96 patches, 6 new frames, 6 frames scored now" in said
+    assert "query 1: 8 patches (8.33%)" in said and "clicks" in said and "coverage" in said
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+@pytest.mark.parametrize("strategy", ["meal", "entropy", "random"])
+def test_a_query_answers_every_smaller_budget(ask: Ask, strategy: str) -> None:
+    large = [item.patch for item in ask("large", "-n", 12, "--strategy", strategy).items]
+    small = [item.patch for item in ask("small", "-n", "5patches", "--strategy", strategy).items]
+    assert large[:5] == small
+    share = [item.patch for item in ask("share", "--budget", "7%", "--strategy", strategy).items]
+    assert share == large[:7]
+
+
+def test_a_budget_of_clicks_or_hours_is_kept(ask: Ask) -> None:
+    everything = ask("all", "--budget", "29")
+    clicks = np.cumsum([item.clicks for item in everything.items])
+    budget = float(clicks[6]) + 0.5
+    some = ask("some", "--budget", f"{budget:.3f}clicks")
+    spent = sum(item.clicks for item in some.items)
+    assert [i.patch for i in some.items] == [i.patch for i in everything.items[: len(some.items)]]
+    assert spent <= budget < spent + everything.items[len(some.items)].clicks
+    hours = ask("hours", "--budget", "0.05h", "--cost", "patch=30,click=0,frame=60")
+    opened = len({item.image for item in hours.items})
+    assert (30 * len(hours.items) + 60 * opened) / 3600 <= 0.05
+    with pytest.raises(MealGpuError, match="pays for no patch: the first takes"):
+        ask("none", "--budget", "1clicks")
+
+
+def test_packing_opens_fewer_frames(ask: Ask) -> None:
+    loose = ask("loose", "-n", 8)
+    tight = ask("tight", "-n", 8, "--pack", 8)
+    assert len({i.image for i in tight.items}) <= len({i.image for i in loose.items})
+    assert tight.items[0].patch == loose.items[0].patch
+    assert len({i.image for i in tight.items}) == 2 or len({i.image for i in tight.items[:4]}) == 1
+
+
+def test_invalid_patches_are_never_asked(ask: Ask, tmp_path: Path) -> None:
+    valid = np.full((96, 192), 255, np.uint8)
+    valid[60:] = 0  # the bonnet: half of the third row, all of the fourth
+    Image.fromarray(valid).save(tmp_path / "valid.png")
+    asked = ask("q", "-n", 96, "--valid", tmp_path / "valid.png")
+    assert len(asked.items) == 72  # a half is enough
+    for item in asked.items:
+        assert item.box.bottom <= 72
+        inside = valid[item.box.top : item.box.bottom, item.box.left : item.box.right] > 0
+        assert ((asked.prediction(item) == 255) == ~inside).all()
+    Image.fromarray(valid[:50]).save(tmp_path / "small.png")
+    with pytest.raises(MealGpuError, match=r"small.png: 50×192 pixels .* found, 96×192 expected"):
+        ask("r", "--valid", tmp_path / "small.png")
+
+
+def test_a_window_slides_over_larger_frames(ask: Ask) -> None:
+    whole = ask("whole", "-n", 6, "--window", "96x192", "--strategy", "entropy", ledger="a.parquet")
+    same = ask("same", "-n", 6, "--strategy", "entropy", ledger="b.parquet")
+    assert [i.patch for i in whole.items] == [i.patch for i in same.items]
+    slid = ask("slid", "-n", 6, "--window", "64x96", ledger="c.parquet")
+    assert len(slid.items) == 6 and all(0 < i.score < np.log(5) + 1e-5 for i in slid.items)
+
+
+def test_a_working_size_gives_boxes_of_the_frames_themselves(ask: Ask) -> None:
+    asked = ask("q", "-n", 4, "--size", "48x96")
+    assert asked.size == (96, 192)
+    for item in asked.items:
+        assert (item.box.height, item.box.width) == asked.prediction(item).shape == (24, 48)
+
+
+def test_a_manifest_will_do(ask: Ask, frames: Path, tmp_path: Path) -> None:
+    files = sorted(frames.rglob("*.png"))[:3]
+    pd.DataFrame({"path": [str(f) for f in files], "name": ["x/1.png", "x/2.png", "y.png"]}).to_parquet(
+        tmp_path / "list.parquet"
+    )
+    asked = ask("q", "-n", 48, "--strategy", "random", images=tmp_path / "list.parquet")
+    assert {item.image for item in asked.items} == {"x/1.png", "x/2.png", "y.png"}
+
+
+def test_two_seeds_differ_and_one_seed_does_not(ask: Ask) -> None:
+    a, b, c = (ask(n, "-n", 6, "--seed", s, ledger=f"{n}.parquet") for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert a.items == b.items
+    assert [i.patch for i in a.items] != [i.patch for i in c.items]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--budget", "6 weeks"], "expected such as 32patches"),
+        (["--grid", "4"], "expected two numbers"),
+        (["--grid", "3x4"], "has a grid of 4×4"),
+        (["--strategy", "meall"], "known: random, entropy, meal"),
+        (["--device", "gpu"], "known: auto, cpu, cuda"),
+        (["--precision", "int8"], "known: auto, float32"),
+        (["--features", "x"], "known: crop, shared"),
+        (["--model", "meal_gpu.models"], "meal_gpu.models"),
+        (["--model", "nowhere.at:all"], "nowhere"),
+        (["--checkpoint", "nowhere.pt"], "nowhere.pt"),
+        (["--cost", "klick=2"], "'klick' is unknown"),
+        (["--exclude", "nowhere"], "not a query folder"),
+        (["--model-arg", "classes"], "expected KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    ask: Ask, tmp_path: Path, options: list[str], words: str
+) -> None:
+    ask("first", "-n", 2, "--strategy", "random")
+    before = (tmp_path / "pool.parquet").read_bytes()
+    with pytest.raises(MealGpuError, match=words) as caught:
+        ask("second", *options)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "pool.parquet").read_bytes() == before
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_frame_that_went_away_is_named(ask: Ask, frames: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for file in sorted(frames.rglob("*.png")):
+        (folder / file.name).write_bytes(file.read_bytes())
+    ask("a", "-n", 2, images=folder)
+    gone = sorted(folder.iterdir())[1]
+    gone.unlink()
+    with pytest.raises(
+        MealGpuError, match=rf"{gone.name}: .*no longer among the images \(1 of 6 are missing\)"
+    ):
+        ask("b", "-n", 2, images=folder)
+    with pytest.raises(MealGpuError, match=r"a is not empty"):
+        ask("a", "-n", 2, images=folder)
+
+
+def test_another_model_is_scored_anew(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    ask("a", "-n", 2, "--strategy", "entropy")
+    ask("b", "-n", 2, "--strategy", "entropy", "--model-arg", "architecture=paper")
+    assert "0 new frames, 6 frames scored now" in capsys.readouterr().out
+    ask("c", "-n", 2, "--strategy", "entropy")
+    assert "0 new frames, 0 frames scored now" in capsys.readouterr().out
+
+
+def test_features_of_a_pool_are_kept_for_the_next_query(ask: Ask, tmp_path: Path) -> None:
+    for features in ("crop", "shared"):
+        first = ask(f"a-{features}", "-n", 5, "--features", features, ledger=f"{features}.parquet")
+        again = ask(f"b-{features}", "-n", 5, "--features", features, ledger=f"{features}.parquet")
+        assert first.items == again.items
+        assert len(list((tmp_path / f"{features}.cache").glob("manifold-*"))) == 1
+
+
+def test_coverage_is_what_the_potential_lost() -> None:
+    points = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    assert coverage(points, np.array([0, 2, 1])).tolist() == [0.0, 1 - 9 / 25, 1.0]
+    assert coverage(np.zeros((3, 2)), np.array([1, 0])).tolist() == [1.0, 1.0]
+
+
+def test_a_query_folder_says_what_it_is(ask: Ask, tmp_path: Path) -> None:
+    ask("q", "-n", 3)
+    meta = json.loads((tmp_path / "q" / "query.json").read_text())
+    assert meta["format"] == "meal_gpu.query/1"
+    assert meta["notes"]["budget"] == "3 patches"
+    (tmp_path / "q" / "query.json").write_text(json.dumps(meta | {"format": "meal_gpu.query/9"}))
+    with pytest.raises(MealGpuError, match=r"'meal_gpu.query/9', this version reads"):
+        Asked.read(tmp_path / "q")

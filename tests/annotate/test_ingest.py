@@ -1,0 +1,308 @@
+"""Ways to get the ingest wrong: each ends in one clear line and an unchanged ledger."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from meal_gpu.annotate.labels import LabelStore
+from PIL import Image
+
+from meal_gpu.annotate.asked import Asked, Box, Item
+from meal_gpu.annotate.ingest import ingest
+from meal_gpu.errors import DataError, MealGpuError, RunError
+from meal_gpu.grid import Grid
+from meal_gpu.ledger import Ledger
+
+GRID = Grid(2, 2, 24, 32)
+CLASSES = ("road", "car", "sky")
+
+
+class Desk:
+    """A ledger of two frames, a query of three patches, and what an annotator hands in."""
+
+    def __init__(self, folder: Path, context: int = 0) -> None:
+        self.folder = folder
+        self.ledger = folder / "pool.parquet"
+        self.query = folder / "query"
+        self.answers = folder / "answers"
+        Ledger.create(GRID, ["a.png", "b.png"]).write(self.ledger)
+        items = []
+        for patch in (6, 1, 4):
+            frame = folder / ("a.png" if patch < 4 else "b.png")
+            Image.new("RGB", (32, 24), (patch, 0, 0)).save(frame)
+            box = Box(*map(int, GRID.boxes([patch])[0]))
+            items.append(Item(patch, frame.name, str(frame), box, 0.5, 10.0, 20.0))
+        self.asked = Asked(
+            self.query, 1, "meal", 0, CLASSES, (24, 32), (2, 2), tuple(items), {"context": context}
+        )
+        self.query.mkdir()
+        self.asked.write_into(self.query, [np.zeros((12, 16), np.uint8)] * 3)
+        self.answers.mkdir()
+
+    def hand_in(self, which: int, mask: np.ndarray, folder: str = "") -> Path:
+        path = self.answers / folder / f"{self.asked.items[which].name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+        return path
+
+    def zipped(self, *members: tuple[str, bytes]) -> Path:
+        path = self.folder / "answers.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, content in members:
+                file.writestr(name, content)
+        return path
+
+    def state(self) -> tuple[bytes, list[Path]]:
+        return self.ledger.read_bytes(), sorted(self.folder.glob("pool.labels/**/*"))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def png(mask: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+GOOD = np.ones((12, 16), np.uint8)
+
+
+def test_finished_masks_go_into_the_ledger(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    desk.hand_in(2, np.full((12, 16), 255, np.uint8))
+    done = ingest(desk.query, desk.answers, desk.ledger)
+    assert [item.patch for item in done.labelled] == [6]
+    assert [item.patch for item in done.empty] == [4]
+    ledger = Ledger.read(desk.ledger)
+    assert ledger.labelled().tolist() == [6]
+    assert ledger.last_step() == 1
+    assert np.array_equal(LabelStore.of(desk.ledger).read(6, (12, 16)), GOOD)
+    # the rest of the query, later
+    desk.hand_in(0, GOOD).unlink()
+    desk.hand_in(1, GOOD * 2)
+    ingest(desk.query, desk.answers, desk.ledger)
+    assert Ledger.read(desk.ledger).labelled().tolist() == [1, 6]
+
+
+def test_a_crop_with_context_is_cut_to_its_patch(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, context=3)
+    crop = desk.asked.crop(desk.asked.items[0], 3)
+    mask = np.full((crop.height, crop.width), 2, np.uint8)
+    mask[desk.asked.items[0].box.within(crop)] = 1
+    desk.hand_in(0, mask)
+    ingest(desk.query, desk.answers, desk.ledger)
+    assert (LabelStore.of(desk.ledger).read(6, (12, 16)) == 1).all()
+
+
+def another_size(desk: Desk) -> Path:
+    desk.hand_in(0, np.ones((13, 16), np.uint8))
+    return desk.answers
+
+
+def unknown_class(desk: Desk) -> Path:
+    desk.hand_in(0, GOOD * 77)
+    return desk.answers
+
+
+def duplicate_patch(desk: Desk) -> Path:
+    desk.hand_in(0, GOOD, "one")
+    desk.hand_in(0, GOOD, "two")
+    return desk.answers
+
+
+def not_asked_for(desk: Desk) -> Path:
+    Image.fromarray(GOOD).save(desk.answers / "c__l0_t0_r16_b12.png")
+    return desk.answers
+
+
+def truncated_zip(desk: Desk) -> Path:
+    path = desk.zipped((f"{desk.asked.items[0].name}.png", png(GOOD)), ("x.png", os.urandom(4000)))
+    path.write_bytes(path.read_bytes()[:-60])
+    return path
+
+
+def damaged_zip(desk: Desk) -> Path:
+    path = desk.zipped((f"{desk.asked.items[0].name}.png", os.urandom(4000)))
+    content = bytearray(path.read_bytes())
+    content[200:210] = b"damaged!!!"
+    path.write_bytes(content)
+    return path
+
+
+def path_traversal(desk: Desk) -> Path:
+    return desk.zipped(("../../evil.png", png(GOOD)))
+
+
+def absolute_path(desk: Desk) -> Path:
+    return desk.zipped(("/etc/evil.png", png(GOOD)))
+
+
+def zip_bomb(desk: Desk) -> Path:
+    return desk.zipped((f"{desk.asked.items[0].name}.png", b"\0" * (80 << 20)))
+
+
+def image_bomb(desk: Desk) -> Path:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    content = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
+    return desk.zipped((f"{desk.asked.items[0].name}.png", content))
+
+
+def truncated_mask(desk: Desk) -> Path:
+    path = desk.hand_in(0, np.random.default_rng(0).integers(0, 3, (12, 16), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:60])
+    return desk.answers
+
+
+def colours(desk: Desk) -> Path:
+    desk.hand_in(0, np.zeros((12, 16, 3), np.uint8))
+    return desk.answers
+
+
+def billion_laughs(desk: Desk) -> Path:
+    path = desk.answers / "annotations.xml"
+    path.write_text('<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotations>&c;</annotations>')
+    return path
+
+
+def broken_xml(desk: Desk) -> Path:
+    path = desk.answers / "annotations.xml"
+    path.write_text("<annotations><image name=")
+    return path
+
+
+def broken_json(desk: Desk) -> Path:
+    path = desk.answers / "tasks.json"
+    path.write_text('[{"data": {"patch": ')
+    return path
+
+
+def nothing_known(desk: Desk) -> Path:
+    (desk.answers / "notes.txt").write_text("done!")
+    return desk.answers
+
+
+def not_there(desk: Desk) -> Path:
+    return desk.folder / "nowhere.zip"
+
+
+def link_outside(desk: Desk) -> Path:
+    (desk.folder / "secret.png").write_bytes(png(GOOD))
+    (desk.answers / f"{desk.asked.items[0].name}.png").symlink_to(desk.folder / "secret.png")
+    return desk.answers
+
+
+MISTAKES: dict[Callable[[Desk], Path], str] = {
+    another_size: r"b__l0_t12_r16_b24.*13×16.*12×16",
+    unknown_class: r"b__l0_t12_r16_b24.*77.*0 to 2",
+    duplicate_patch: r"b__l0_t12_r16_b24.*2 times",
+    not_asked_for: r"c__l0_t0_r16_b12: not asked for",
+    truncated_zip: r"answers.zip",
+    damaged_zip: r"answers.zip",
+    path_traversal: r"answers.zip.*evil.png.*not trusted",
+    absolute_path: r"answers.zip.*evil.png.*not trusted",
+    zip_bomb: r"answers.zip.*\d+ bytes",
+    image_bomb: r"100000×100000",
+    truncated_mask: r"b__l0_t12_r16_b24.*truncated or damaged",
+    colours: r"b__l0_t12_r16_b24.*RGB",
+    billion_laughs: r"annotations.xml",
+    broken_xml: r"annotations.xml",
+    broken_json: r"tasks.json",
+    nothing_known: r"holds nothing that is known",
+    not_there: r"nowhere.zip",
+    link_outside: r"b__l0_t12_r16_b24",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_mistake_is_one_line_and_changes_nothing(mistake: Callable[[Desk], Path], desk: Desk) -> None:
+    before = desk.state()
+    answers = mistake(desk)
+    with pytest.raises(MealGpuError, match=MISTAKES[mistake]) as caught:
+        ingest(desk.query, answers, desk.ledger)
+    assert "\n" not in str(caught.value)
+    assert desk.state() == before
+
+
+def test_a_labelled_patch_is_not_overwritten(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    ingest(desk.query, desk.answers, desk.ledger)
+    before = desk.state()
+    desk.hand_in(0, GOOD * 2)
+    with pytest.raises(DataError, match="patch 6 is labelled since step 1"):
+        ingest(desk.query, desk.answers, desk.ledger)
+    assert desk.state() == before
+    assert np.array_equal(LabelStore.of(desk.ledger).read(6, (12, 16)), GOOD)
+
+
+def test_one_bad_mask_keeps_the_good_ones_out_unless_asked(desk: Desk) -> None:
+    before = desk.state()
+    desk.hand_in(0, GOOD)
+    desk.hand_in(1, GOOD * 9)
+    with pytest.raises(DataError, match="nothing was changed; 1 other patches fit: --partial takes them"):
+        ingest(desk.query, desk.answers, desk.ledger)
+    assert desk.state() == before
+    done = ingest(desk.query, desk.answers, desk.ledger, partial=True)
+    assert [item.patch for item in done.labelled] == [6]
+    assert len(done.problems) == 1 and "unknown class id 9" in done.problems[0]
+    assert Ledger.read(desk.ledger).labelled().tolist() == [6]
+
+
+def test_a_query_of_another_pool_is_refused(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    Ledger.create(GRID, ["b.png", "a.png"]).write(desk.ledger)
+    with pytest.raises(DataError, match=r"patch 6 of b.png is not in .*pool.parquet; another pool's query"):
+        ingest(desk.query, desk.answers, desk.ledger)
+    with pytest.raises(RunError, match="not a query folder"):
+        ingest(desk.folder, desk.answers, desk.ledger)
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.hand_in(0, GOOD)
+    before = desk.ledger.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left on device"):
+        patch.setattr("meal_gpu.ledger.pq.write_table", full)
+        ingest(desk.query, desk.answers, desk.ledger)
+    assert desk.ledger.read_bytes() == before
+    assert ingest(desk.query, desk.answers, desk.ledger).labelled  # what was left over does not disturb
+
+
+def test_the_command_says_it_in_one_line(desk: Desk) -> None:
+    answers = unknown_class(desk)
+    command = [
+        sys.executable,
+        "-m",
+        "meal_gpu",
+        "ingest",
+        answers,
+        "--query",
+        desk.query,
+        "--ledger",
+        desk.ledger,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("meal-gpu: ") and done.stderr.count("\n") == 1
+    assert "unknown class id 77" in done.stderr

@@ -1,0 +1,237 @@
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from meal_gpu.annotate.labels import LabelStore
+from meal_gpu.annotate.training import export
+from meal_gpu.data.folder import open_tree
+from meal_gpu.errors import ConfigError, DataError, RunError
+from meal_gpu.grid import Grid
+from meal_gpu.ledger import Ledger
+
+SIZE = (11, 16)  # patches of 6×8 and 5×8; the ledger below works at half of it
+NAMES = ("seq/a.png", "b.png", "c.png")
+PATCHES = (1, 2, 11)  # two of the first frame, the last of the last one
+CLASSES = ("road", "car", "sky")
+
+
+class Pool:
+    """Three frames, of which two have labelled patches; a mask of a killed ingest lies beside these."""
+
+    def __init__(self, root: Path, names: Sequence[str] = NAMES, classes: tuple[str, ...] = CLASSES) -> None:
+        self.root, self.ledger, self.out = root, root / "pool.parquet", root / "out"
+        self.files: dict[str, str] = {}
+        for number, name in enumerate(names):
+            path = root / "frames" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", SIZE[::-1], (number, 9, 9)).save(path)
+            self.files[name] = str(path)
+        ledger = Ledger.create(Grid(2, 2, 6, 8), names)
+        self.store = LabelStore.of(self.ledger)
+        self.store.describe(classes, SIZE, (2, 2))
+        self.masks = {name: np.full(SIZE, 255, np.uint8) for name in names}
+        for patch in (*PATCHES, 0):
+            left, top, right, bottom = Grid(2, 2, *SIZE).boxes(patch).tolist()
+            labels = np.random.default_rng(patch).choice([0, 1, 2, 255], (bottom - top, right - left))
+            self.store.write(patch, labels.astype(np.uint8))
+            if patch:
+                self.masks[names[patch // 4]][top:bottom, left:right] = labels
+        ledger.label(torch.tensor(PATCHES), 1)
+        ledger.write(self.ledger)
+
+    def export(self, to: str) -> tuple[int, int]:
+        return export(self.ledger, self.files, self.out, to=to)
+
+    def tree(self) -> set[str]:
+        return {path.relative_to(self.out).as_posix() for path in self.out.rglob("*") if path.is_file()}
+
+    def mask(self, path: str) -> np.ndarray:
+        with Image.open(self.out / path) as image:
+            assert image.mode == "L"
+            return np.array(image)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    return Pool(tmp_path)
+
+
+def test_a_folder_dataset_opens(pool: Pool) -> None:
+    assert pool.export("smp") == (2, 3)
+    data = open_tree(pool.out)
+    assert data.classes == CLASSES and data.size == SIZE
+    assert [path.name for path in data.train.images] == ["c.png", "a.png"]
+    assert data.train.labels is not None and not len(data.val)
+    for name, path in (("c.png", data.train.labels[0]), ("seq/a.png", data.train.labels[1])):
+        assert np.array_equal(pool.mask(path.relative_to(pool.out).as_posix()), pool.masks[name])
+    image = pool.out / "images" / "train" / "c.png"
+    assert image.samefile(pool.files["c.png"])  # a hard link
+    assert not image.is_symlink()
+
+
+def test_mmsegmentation(pool: Pool) -> None:
+    assert pool.export("mmseg") == (2, 3)
+    assert pool.tree() == {
+        "classes.json", "img_dir/train/seq/a.png", "img_dir/train/c.png", "ann_dir/train/seq/a.png",
+        "ann_dir/train/c.png",
+    }  # fmt: skip
+    assert np.array_equal(pool.mask("ann_dir/train/c.png"), pool.masks["c.png"])
+    meta = json.loads((pool.out / "classes.json").read_text())
+    assert meta["classes"] == list(CLASSES) and np.shape(meta["palette"]) == (3, 3)
+    assert (meta["ignore_index"], meta["reduce_zero_label"]) == (255, False)
+    assert (meta["img_suffix"], meta["seg_map_suffix"]) == (".png", ".png")
+
+
+def test_mmsegmentation_gets_frames_of_one_kind(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, ("a.jpg", "b.png", "c.png"))
+    pool.export("mmseg")
+    assert {path for path in pool.tree() if path.startswith("img_dir")} == {
+        "img_dir/train/a.png", "img_dir/train/c.png"
+    }  # fmt: skip
+    with Image.open(pool.files["a.jpg"]) as before, Image.open(pool.out / "img_dir/train/a.png") as after:
+        assert after.format == "PNG" and np.array_equal(np.asarray(before), np.asarray(after))
+
+
+@pytest.mark.parametrize(
+    ("classes", "shift", "labels"),
+    [
+        (CLASSES, 1, {"background": 0, "road": 1, "car": 2, "sky": 3, "ignore": 4}),
+        (("Background", "car", "sky"), 0, {"background": 0, "car": 1, "sky": 2, "ignore": 3}),
+        (
+            ("ignore", "background", "sky"), 1,
+            {"background": 0, "ignore_": 1, "background_": 2, "sky": 3, "ignore": 4},
+        ),
+    ],
+)  # fmt: skip
+def test_nnunet(classes: tuple[str, ...], shift: int, labels: dict[str, int], tmp_path: Path) -> None:
+    pool = Pool(tmp_path, ("seq/a é.jpg", "b.png", "seq_a_.png"), classes)
+    assert pool.export("nnunet") == (2, 3)
+    cases = {"seq/a é.jpg": "seq_a_", "seq_a_.png": "seq_a__2"}
+    assert pool.tree() == {"dataset.json"} | {
+        path for case in cases.values() for path in (f"imagesTr/{case}_0000.png", f"labelsTr/{case}.png")
+    }
+    assert json.loads((pool.out / "dataset.json").read_text()) == {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": labels,
+        "numTraining": 2,
+        "file_ending": ".png",
+        "overwrite_image_reader_writer": "NaturalImage2DIO",
+    }
+    for name, case in cases.items():
+        mask = pool.masks[name]
+        expected = np.where(mask == 255, labels["ignore"], mask + shift)
+        assert np.array_equal(pool.mask(f"labelsTr/{case}.png"), expected)
+        with Image.open(pool.out / "imagesTr" / f"{case}_0000.png") as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", SIZE[::-1])
+
+
+def test_frames_of_urls_are_fetched_and_of_other_disks_copied(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    with fsspec.open("memory://meal-gpu-training/a.png", "wb") as file:
+        file.write(Path(pool.files["seq/a.png"]).read_bytes())
+    pool.files["seq/a.png"] = "memory://meal-gpu-training/a.png"
+
+    def other_disk(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", other_disk)
+    pool.export("smp")
+    assert (pool.out / "images/train/c.png").read_bytes() == Path(pool.files["c.png"]).read_bytes()
+    assert open_tree(pool.out).size == SIZE
+    pool.out = pool.root / "again"
+    pool.files["seq/a.png"] = "memory://meal-gpu-training/b.png"
+    with pytest.raises(DataError, match=r"memory://meal-gpu-training/b\.png: could not be fetched"):
+        pool.export("smp")
+
+
+def test_names_stay_inside_and_apart(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, NAMES)
+    ledger = Ledger.create(Grid(2, 2, 6, 8), ("../../x.png", "b.png", "/X.png"))
+    ledger.label(torch.tensor(PATCHES), 1)
+    ledger.write(pool.ledger)
+    pool.files |= {"../../x.png": pool.files["seq/a.png"], "/X.png": pool.files["c.png"]}
+    pool.export("smp")
+    assert pool.tree() == {
+        "classes.txt", "images/train/x.png", "images/train/X_2.png", "masks/train/x.png",
+        "masks/train/X_2.png",
+    }  # fmt: skip
+
+
+def missing_mask(pool: Pool) -> None:
+    pool.store.path(11).unlink()
+
+
+def missing_frame(pool: Pool) -> None:
+    Path(pool.files["c.png"]).unlink()
+
+
+def unlisted_frame(pool: Pool) -> None:
+    del pool.files["c.png"]
+
+
+def other_size(pool: Pool) -> None:
+    Image.new("RGB", (9, 9)).save(pool.files["c.png"])
+
+
+def no_store(pool: Pool) -> None:
+    (pool.store.folder / "labels.json").unlink()
+
+
+def nothing_labelled(pool: Pool) -> None:
+    Ledger.create(Grid(2, 2, 6, 8), NAMES).write(pool.ledger)
+
+
+def other_grid(pool: Pool) -> None:
+    ledger = Ledger.create(Grid(2, 4, 6, 8), NAMES)
+    ledger.label(torch.tensor([0]), 1)
+    ledger.write(pool.ledger)
+
+
+MISTAKES: dict[Callable[[Pool], None], tuple[type[Exception], str]] = {
+    missing_mask: (DataError, r"000000/11\.png: no such mask, but the ledger says that patch 11"),
+    missing_frame: (DataError, r"c\.png: no such image file"),
+    unlisted_frame: (DataError, r"c\.png: a labelled frame of .*pool\.parquet that is not among the images"),
+    other_size: (DataError, r"c\.png: 9×9 pixels \(height × width\) found, .*11×16"),
+    no_store: (RunError, r"labels\.json: no such file"),
+    nothing_labelled: (DataError, r"pool\.parquet: no patch is labelled yet"),
+    other_grid: (RunError, r"pool\.labels: labels of a grid of 2×2, but .* 2×4"),
+}
+
+
+@pytest.mark.parametrize("to", ["smp", "nnunet"])
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_mistake_leaves_nothing_behind(mistake: Callable[[Pool], None], to: str, pool: Pool) -> None:
+    kind, message = MISTAKES[mistake]
+    mistake(pool)
+    before = sorted(pool.root.iterdir())
+    with pytest.raises(kind, match=message):
+        pool.export(to)
+    assert sorted(pool.root.iterdir()) == before
+
+
+def test_where_it_may_be_written(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    leftover = pool.root / ".partial-out"
+    (leftover / "images").mkdir(parents=True)
+    pool.out.mkdir()
+    with monkeypatch.context() as patch:
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("PIL.Image.Image.save", full)
+        with pytest.raises(RunError, match="out: could not be written: No space left on device"):
+            pool.export("smp")
+    assert not leftover.exists() and not any(pool.out.iterdir())
+    pool.export("smp")
+    with pytest.raises(RunError, match="out is not empty; name another --out"):
+        pool.export("smp")
+    with pytest.raises(ConfigError, match="'voc' is unknown; known: smp, mmseg, nnunet"):
+        pool.export("voc")

@@ -1,0 +1,184 @@
+"""Folders, manifests and prefixes listed: the same names in the same order, and clear faults."""
+
+import builtins
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from meal_gpu.errors import DataError, UnavailableError
+from meal_gpu.images.listing import Listing, list_images
+
+NAMES = ("a.png", "b/1.JPG", "b/2.tiff", "c[0].jpeg")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "pool"
+    for place, name in enumerate(reversed(NAMES)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x" * (place + 1))
+    (root / "notes.txt").write_text("no image")
+    (root / "d.png").mkdir()
+    return root
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    system = fsspec.filesystem("memory")
+    for name in (*NAMES, "notes.txt"):
+        system.pipe_file(f"/pool/{name}", b"x")
+    yield system
+    system.rm("/", recursive=True)
+
+
+def manifest(path: Path, /, **columns: list[object]) -> str:
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def test_a_folder_is_listed_in_the_order_of_its_paths(folder: Path) -> None:
+    listing = list_images(str(folder))
+    assert listing.names == NAMES
+    assert listing.files == tuple(str(folder / name) for name in NAMES)
+    status = (folder / "a.png").stat()
+    assert listing.stamps[0] == f"{status.st_size}-{status.st_mtime_ns}"
+    assert list_images(f"file://{folder}") == listing
+
+
+def test_stamps_change_with_the_files(folder: Path) -> None:
+    before = list_images(str(folder)).stamps
+    os.utime(folder / "a.png", ns=(1, 1))
+    (folder / "b/2.tiff").write_bytes(b"longer than it was")
+    after = list_images(str(folder)).stamps
+    assert [old != new for old, new in zip(before, after, strict=True)] == [True, False, True, False]
+
+
+def test_a_prefix_is_listed_as_a_folder_is(memory: fsspec.AbstractFileSystem) -> None:
+    listing = list_images("memory://pool")
+    assert listing.names == NAMES
+    assert all(fsspec.open(file).open().read() == b"x" for file in listing.files)
+    assert list_images("memory://pool/") == listing
+    assert list_images("memory://pool/a.png").names == ("a.png",)
+    memory.pipe_file("/pool/a.png", b"y")
+    assert list_images("memory://pool").stamps[0] != listing.stamps[0]
+    assert list_images("memory://pool").stamps[1:] == listing.stamps[1:]
+
+
+def test_no_file_of_a_prefix_is_asked_for(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a file was read")
+
+    for name in ("cat_file", "open", "_open"):
+        monkeypatch.setattr(type(memory), name, refuse)
+    assert len(list_images("memory://pool").names) == 4
+
+
+@pytest.mark.parametrize("column", ["path", "file", "image"])
+def test_a_manifest_keeps_its_order(folder: Path, column: str, memory: fsspec.AbstractFileSystem) -> None:
+    files = ["b/1.JPG", str(folder / "a.png"), "memory://pool/b/2.tiff", f"file://{folder}/c[0].jpeg"]
+    listing = list_images(manifest(folder / "some.parquet", **{column: files, "size": [1, 2, 3, 4]}))
+    assert listing.names == tuple(files)
+    assert listing.files == (str(folder / "b/1.JPG"), files[1], files[2], f"{folder}/c[0].jpeg")
+    assert listing.stamps[1] == list_images(str(folder)).stamps[0]
+    assert listing.stamps[2] == list_images("memory://pool").stamps[2]
+    named = list_images(manifest(folder / "some.parquet", **{column: files, "name": ["w", "x", "y", "z"]}))
+    assert named == listing._replace(names=("w", "x", "y", "z"))
+
+
+def test_a_manifest_behind_a_url(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    memory.pipe_file("/pool/m.parquet", Path(manifest(tmp_path / "m.parquet", path=["b/1.JPG"])).read_bytes())
+    listing = list_images("memory://pool/m.parquet")
+    assert (listing.names, listing.files) == (("b/1.JPG",), ("memory://pool/b/1.JPG",))
+    memory.rm("/pool/b/1.JPG")
+    with pytest.raises(DataError, match=r"1 of 1 files are not there, first memory://pool/b/1\.JPG"):
+        list_images("memory://pool/m.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["a.png", "a.png"]}, r"the file .*a\.png' is there twice, in rows 0 and 1"),
+        ({"path": ["a.png", "b/1.JPG"], "name": ["n", "n"]}, "the name 'n' is there twice"),
+        ({"url": ["a.png"], "label": [1]}, "no column path, file, image; its columns are url, label"),
+        ({"path": ["a.png", None]}, "column 'path' has null in row 1"),
+        ({"path": ["a.png"], "name": [""]}, "column 'name' has '' in row 0"),
+        ({"path": [7]}, "column 'path' has 7 in row 0; expected text"),
+        ({"path": ["a.png", "x.png", "y.png"]}, r"2 of 3 files are not there, first .*x\.png"),
+        ({"path": ["a.png", "b/1.JPG"], "name": ["n.jpg", "n.png"]}, "differ only by their suffix"),
+        ({"path": pa.array([], pa.string())}, "no images"),
+    ],
+)
+def test_a_faulty_manifest_is_explained(folder: Path, columns: dict[str, list[object]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list_images(manifest(folder / "m.parquet", **columns))
+
+
+def test_a_damaged_manifest(tmp_path: Path) -> None:
+    (tmp_path / "m.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"m\.parquet: not a readable \.parquet file"):
+        list_images(str(tmp_path / "m.parquet"))
+
+
+@pytest.mark.parametrize(
+    "given", ["/nowhere", "memory://nowhere", "/nowhere/m.parquet", "memory://nowhere/m.parquet"]
+)
+def test_nothing_there(given: str) -> None:
+    with pytest.raises(DataError, match=given):
+        list_images(given)
+
+
+def test_names_that_would_collide(folder: Path) -> None:
+    (folder / "a.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"'a\.jpg' and 'a\.png' differ only by their suffix"):
+        list_images(str(folder))
+
+
+def test_names_must_be_text(folder: Path) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    with pytest.raises(DataError, match=r"udcff.*not valid UTF-8"):
+        list_images(str(folder))
+
+
+def test_protocols_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnavailableError, match="nonsense://"):
+        list_images("nonsense://bucket/prefix")
+    with pytest.raises(UnavailableError, match="chained"):
+        list_images("zip://a::memory://x.zip")
+    real = builtins.__import__
+
+    def without(name: str, *rest: object) -> object:
+        if name.split(".")[0] == "s3fs":
+            raise ImportError("no s3fs")
+        return real(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delitem(sys.modules, "s3fs", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # type: ignore[arg-type]
+    with pytest.raises(UnavailableError, match=r"pip install 'meal-gpu\[s3\]'"):
+        list_images("s3://bucket/prefix")
+
+
+def test_a_server_that_does_not_answer(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the session has expired")
+
+    monkeypatch.setattr(type(memory), "find", fail)
+    with pytest.raises(UnavailableError, match=r"memory://pool: cannot be listed .*expired"):
+        list_images("memory://pool")
+
+
+def test_a_listing_is_plain() -> None:
+    assert Listing(("a",), ("b",), ("c",))._fields == ("names", "files", "stamps")
