@@ -129,10 +129,10 @@ def _parsed(files: Mapping[str, bytes]) -> tuple[str, ET.Element]:
         raise DataError(f"one annotations.xml expected, found: {', '.join(found) or 'none'}")
     name = found[0]
     try:
-        # As text, the parser heeds no other encoding, in which a declaration could hide from the search.
+        # In text without NUL the parser sees no other encoding, in which a declaration could hide.
         text = files[name].decode("utf-8-sig")
-        if re.search("<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):
-            raise DataError(f"{name}: declares a document type or entities; not trusted")
+        if re.search("<!(DOCTYPE|ENTITY)|\0", text, re.IGNORECASE):
+            raise DataError(f"{name}: declares a document type or entities, or is not UTF-8; not trusted")
         root = ET.fromstring(text)
     except (UnicodeDecodeError, ET.ParseError) as error:
         raise DataError(f"{name}: truncated or not XML in UTF-8 ({error})") from error

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from json import JSONDecodeError
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -114,6 +115,9 @@ def _explained(url: str) -> Iterator[None]:
         raise UnavailableError(f"{url}: CVAT cannot be reached: {error}") from error
     except (CvatSdkException, OpenApiException) as error:
         raise RunError(f"{url}: CVAT's SDK failed: {error}".replace("\n", " ")) from error
+    except (TypeError, KeyError, AssertionError, JSONDecodeError) as error:
+        said = f"{url}: CVAT's SDK does not understand the server: {error!r}; install the SDK of its version"
+        raise RunError(said.replace("\n", " ")) from error
 
 
 __all__ = ["push"]

@@ -1,6 +1,7 @@
 """A query into a Label Studio server, through its SDK."""
 
 import base64
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from meal_gpu.annotate import label_studio
 from meal_gpu.annotate.asked import Asked, Pixels
-from meal_gpu.errors import RunError, UnavailableError
+from meal_gpu.errors import ConfigError, RunError, UnavailableError
 
 _REQUEST_BYTES = 16 << 20  # the server takes 200 MB; a smaller request fails sooner where a proxy is stricter
 
@@ -36,6 +37,7 @@ def push(
         How many tasks were made.
 
     Raises:
+        ConfigError: `url` is none.
         UnavailableError: the SDK is not installed, or the server cannot be reached.
         RunError: the server refuses something, or the project has another labelling config.
         DataError: a frame or prediction cannot be read.
@@ -48,6 +50,8 @@ def push(
         raise UnavailableError(
             f"Label Studio's SDK is not installed ({error}): pip install 'meal-gpu[label-studio]'"
         ) from error
+    if not re.fullmatch(r"https?://[\w.-]+(:\d+)?(/\S*)?|https?://\[[0-9a-fA-F:.]+\](:\d+)?(/\S*)?", url):
+        raise ConfigError(f"url {url!r} is no address of a server, such as http://localhost:8080")
     config = label_studio.config(asked)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.xml").write_text(config, encoding="utf-8")

@@ -11,9 +11,9 @@ import peer
 import pytest
 from PIL import Image
 
-from meal_gpu.annotate import cvat, push_cvat, segmentation_mask
+from meal_gpu.annotate import cvat, segmentation_mask
 from meal_gpu.annotate.asked import VOID, Answer, Asked, Box, Item
-from meal_gpu.errors import DataError, UnavailableError
+from meal_gpu.errors import DataError
 
 GOLDEN = Path(__file__).parent / "golden"
 CLASSES = ("road", "car", "sky & cloud")
@@ -173,17 +173,3 @@ def test_datumaro_reads_the_same_masks(asked: Asked, tmp_path: Path, context: in
                 rows, columns = item.box.within(asked.crop(item, context))
                 box = ["patch", columns.start, rows.start, columns.stop, rows.stop]
                 assert said["boxes"][item.name] == [box]
-
-
-@peer.needs_peers
-def test_the_sdk_takes_the_calls_of_push(asked: Asked) -> None:
-    said = json.loads(peer.run("check_cvat_sdk", json.dumps(cvat.labels(asked))))
-    assert said == [*CLASSES, "patch"]
-
-
-def test_push_without_the_sdk_says_what_to_install(asked: Asked, tmp_path: Path) -> None:
-    try:
-        import cvat_sdk  # noqa: F401
-    except ImportError:
-        with pytest.raises(UnavailableError, match=r"pip install 'meal-gpu\[cvat\]'"):
-            push_cvat.push(asked, tmp_path, url="http://localhost:1", token="t", project="p", context=0)
