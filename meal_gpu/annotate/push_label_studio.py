@@ -25,7 +25,7 @@ def push(
     The SDK uploads no files, so each crop travels within its task, as a data: URI. A crop that the project
     already has is left alone: a push that broke off may be repeated.
 
-    Servers from 1.21 on may check predictions, and the check of SDK 2.0 takes hardly any brush mask, those of
+    Servers may check predictions, and the check of SDK 2.0 takes hardly any brush mask, those of
     Label Studio's own encoder included; where a server refuses them for that, push with `predictions` off.
 
     Args:
