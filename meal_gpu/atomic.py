@@ -1,6 +1,7 @@
-"""A file is whole or not there: written aside, synced, then renamed."""
+"""A file or folder is whole or not there: written aside, synced, then renamed."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,24 @@ def writing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     except BaseException:
         aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """Yields a folder to fill that then becomes `path`, which is absent or empty; on an error it is gone."""
+    aside = path.parent / f".partial-{path.name}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for part in aside.iterdir():
+            sync(part)
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
         raise
 
 

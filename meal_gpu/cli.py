@@ -6,7 +6,6 @@ Imports of the engine stand inside the commands, so that --help loads no torch.
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +81,8 @@ def run(
         "ops": ops, "device": device,
     }  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    given |= _parse(settings or [])
+    parsed = commands.key_values("--set", settings or [])
+    given |= {key.replace("-", "_"): value for key, value in parsed.items()}
     if resume:
         if out is None:
             raise ConfigError("--resume needs --out, the folder of the run to continue")
@@ -139,22 +139,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (cross and height.isdigit() and width.isdigit()):
         raise ConfigError(f"size {text!r}: expected HEIGHTxWIDTH, such as 512x1024")
     return int(height), int(width)
-
-
-def _parse(settings: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE with YAML values: 3, 1e-3, true, [4, 4], null."""
-    import yaml
-
-    values = {}
-    for item in settings:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {item!r}: expected KEY=VALUE")
-        try:
-            values[key.replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {item!r}: {error}") from error
-    return values
 
 
 @app.command("report")

@@ -92,7 +92,7 @@ def acquire(
         cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer,
         precision=precision, device=device, ops=ops,
     )  # fmt: skip
-    network = checkpoints.build(model, arguments(model_arg or []))
+    network = checkpoints.build(model, key_values("--model-arg", model_arg or []))
     if checkpoint is not None:
         if not isinstance(network, Module):
             raise ConfigError(
@@ -103,19 +103,19 @@ def acquire(
     typer.echo(describe(report))
 
 
-def arguments(items: list[str]) -> dict[str, Any]:
-    """KEY=VALUE with YAML values. Raises ConfigError."""
+def key_values(option: str, items: list[str]) -> dict[str, Any]:
+    """KEY=VALUE with YAML values: 3, 1e-3, true, [4, 4], null. Raises ConfigError, which names the option."""
     import yaml
 
     values: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
         if not equals:
-            raise ConfigError(f"--model-arg {item!r}: expected KEY=VALUE")
+            raise ConfigError(f"{option} {item!r}: expected KEY=VALUE")
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--model-arg {item!r}: {error}") from error
+            raise ConfigError(f"{option} {item!r}: {error}") from error
     return values
 
 

@@ -78,8 +78,7 @@ class Config:
         for key, known in _CHOICES.items():
             if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"{key} is {value!r}; known: {', '.join(known)}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"device is {self.device!r}; known: auto, cpu, cuda, cuda:0, cuda:1, …")
+        require_device(self.device)
         if self.ops == "cuda" and self.device == "cpu":
             raise ConfigError(
                 "ops 'cuda' cannot work with device 'cpu': use --device cuda, or --ops reference"
@@ -134,6 +133,12 @@ class Config:
     def to_toml(self) -> str:
         values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         return tomli_w.dumps(values)
+
+
+def require_device(name: str) -> None:
+    """Raises ConfigError unless `name` could be a device's."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"device is {name!r}; known: auto, cpu, cuda, cuda:0, cuda:1, …")
 
 
 def _fits(value: Any, kind: Any) -> bool:

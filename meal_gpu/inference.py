@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from meal_gpu.config import require_device
 from meal_gpu.convolution import phase_dilated
+from meal_gpu.errors import UnavailableError
 from meal_gpu.models import Network, Output
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,6 +27,21 @@ _WARM_UP = 3  # passes before a capture, in which libraries choose their algorit
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The mixed precision of the forward passes: "float32" leaves them alone."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
+
+
+def device_named(name: str) -> torch.device:
+    """ "auto" -> a GPU where torch sees one, else the CPU; "cpu", "cuda", "cuda:0", …
+
+    Raises:
+        ConfigError: another name.
+        UnavailableError: a GPU that torch does not see.
+    """
+    require_device(name)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UnavailableError(f"device {name!r}: torch sees no GPU; use --device cpu")
+    return torch.device(name)
 
 
 def default_precision(device: torch.device) -> str:

@@ -11,9 +11,9 @@ import torch
 from meal_gpu import config as configs
 from meal_gpu import data, ops, rng
 from meal_gpu.config import Config
-from meal_gpu.errors import ConfigError, DataError, UnavailableError
+from meal_gpu.errors import ConfigError, DataError
 from meal_gpu.grid import Grid
-from meal_gpu.inference import default_precision
+from meal_gpu.inference import default_precision, device_named
 from meal_gpu.models import Builder
 from meal_gpu.oracle import Oracle
 from meal_gpu.scoring import Advance, ImageSet
@@ -55,16 +55,10 @@ class Experiment:
 
 def resolve(config: Config) -> Config:
     """Replace every "auto" by what this machine has, so that the run's record says what was used."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UnavailableError(f"device {device!r}: torch sees no GPU; use --device cpu")
-    precision = config.precision
-    if precision == "auto":
-        precision = default_precision(torch.device(device))
-    name = ops.select_for(torch.device(device), config.ops).name
-    return dataclasses.replace(config, device=device, precision=precision, ops=name)
+    device = device_named(config.device)
+    precision = default_precision(device) if config.precision == "auto" else config.precision
+    name = ops.select_for(device, config.ops).name
+    return dataclasses.replace(config, device=str(device), precision=precision, ops=name)
 
 
 def load(config: Config, monitor: Monitor) -> Experiment:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from meal_gpu import atomic
 from meal_gpu import config as configs
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
@@ -83,18 +84,10 @@ class RunFolder:
     @contextmanager
     def writing(self, target: Path) -> Iterator[Path]:
         """A folder to fill that becomes `target` in one rename, once all of it is on the disk."""
-        aside = target.parent / f".partial-{target.name}"
-        shutil.rmtree(aside, ignore_errors=True)
         try:
-            aside.mkdir(parents=True)
-            yield aside
-            for file in aside.iterdir():
-                _sync(file)
-            _sync(aside)
-            aside.rename(target)
-            _sync(target.parent)
+            with atomic.folder(target) as aside:
+                yield aside
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise RunError(
                 f"{target}: could not be written: {error.strerror or error}. "
                 "Complete steps are intact: free some room and continue with --resume"
@@ -103,11 +96,8 @@ class RunFolder:
     def publish_ledger(self) -> None:
         """Make the newest step's ledger the run's."""
         if done := self.completed():
-            aside = self.path / ".partial-ledger"
-            aside.unlink(missing_ok=True)
-            shutil.copyfile(self.step(done[-1]) / "ledger.parquet", aside)
-            _sync(aside)
-            aside.rename(self.path / "ledger.parquet")
+            with atomic.writing(self.path / "ledger.parquet") as aside:
+                shutil.copyfile(self.step(done[-1]) / "ledger.parquet", aside)
 
     def metrics(self) -> list[dict[str, Any]]:
         """`metrics.json` of every complete step, in order."""
@@ -122,18 +112,8 @@ class RunFolder:
 
 def write(path: Path, text: str) -> None:
     """Write a whole file or none of it."""
-    aside = path.parent / f".partial-{path.name}"
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    aside.rename(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with atomic.writing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

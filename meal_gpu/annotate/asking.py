@@ -1,7 +1,5 @@
 """From frames, a trained model and a budget to a query folder that a person can work on."""
 
-import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +26,13 @@ from meal_gpu.annotate.pool import (
     validity,
 )
 from meal_gpu.checkpoint import fingerprint
-from meal_gpu.errors import ConfigError, InputError, RunError, UnavailableError
+from meal_gpu.errors import ConfigError, InputError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_listing
 from meal_gpu.images.sources import Images, Part
-from meal_gpu.inference import PRECISIONS, default_precision
+from meal_gpu.inference import PRECISIONS, default_precision, device_named
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
@@ -73,7 +71,7 @@ def ask(
     strategies.get(plan.strategy)
     if plan.precision not in ("auto", *PRECISIONS):
         raise ConfigError(f"precision is {plan.precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    device = _device(plan.device)
+    device = device_named(plan.device)
     listing = list_images(images)
     ledger, added = open_ledger(ledger_path, listing, plan)
     listing = in_order(listing, ledger.names, ledger_path)
@@ -95,13 +93,14 @@ def ask(
     def image_set(of: Images) -> ImageSet:
         return ImageSet(of, implementation, precision=precision)
 
+    manifold = kept.manifold()
+    fits = strategies.get(plan.strategy).needs_manifold and manifold is None
     scored, fresh = known_or_computed(
-        image_set, source, network, ledger.grid, listing, kept, valid, plan, stage
+        image_set, source, network, ledger.grid, listing, kept, valid, plan.features, fits, stage
     )
     excluded, step = _excluded(plan.exclude, ledger, invalid)
     count, n = _count(plan, ledger, excluded)
     settings = Settings(max(plan.candidates, n), plan.features, plan.seed, step)
-    manifold = kept.manifold()
     pool = ScoredPool(
         image_set(source), network, ledger, n, settings, manifold, excluded=excluded, scored=scored,
         everything=scored.features,
@@ -129,7 +128,7 @@ def ask(
             f"{totals.hours[0]:.2f} h with its frame"
         )
     asked = Asked(
-        out, step, plan.strategy, plan.seed, _classes(plan.classes, masks, network, pool), native, plan.grid,
+        out, step, plan.strategy, plan.seed, _classes(plan.classes, masks), native, plan.grid,
         tuple(items[:number]), _notes(plan, totals, number, key),
     )  # fmt: skip
     report = Report(
@@ -142,16 +141,6 @@ def ask(
     ledger.write(ledger_path)  # first: a query whose ledger does not have its frames could not come back
     _write(report, masks[:number], out)
     return report
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"device is {name!r}; known: auto, cpu, cuda, cuda:0, cuda:1, …")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UnavailableError(f"device {name!r}: torch sees no GPU; use --device cpu")
-    return torch.device(name)
 
 
 def _excluded(queries: Sequence[Path], ledger: Ledger, invalid: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -222,9 +211,7 @@ def _items(
     return items, [masks[row] for row in range(len(items))]
 
 
-def _classes(
-    given: tuple[str, ...] | None, masks: list[Pixels], network: Network, pool: ScoredPool
-) -> tuple[str, ...]:
+def _classes(given: tuple[str, ...] | None, masks: list[Pixels]) -> tuple[str, ...]:
     top = max((int(mask[mask != 255].max(initial=0)) for mask in masks), default=0)
     if given is None:
         return tuple(f"class {i}" for i in range(top + 1))
@@ -260,21 +247,14 @@ def _coverage(chosen: Query, order: np.ndarray) -> np.ndarray | None:
 
 
 def _write(report: Report, masks: list[Pixels], out: Path) -> None:
-    aside = out.parent / f".partial-{out.name}"
-    shutil.rmtree(aside, ignore_errors=True)
+    scores = np.array([item.score for item in report.asked.items])
+    totals = report.totals
     try:
-        aside.mkdir(parents=True)
-        report.asked.write_into(aside, masks)
-        scores = np.array([item.score for item in report.asked.items])
-        (aside / "budget.svg").write_bytes(
-            plot(report.totals.clicks, report.totals.hours, report.totals.frames, scores, report.coverage)
-        )
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-        atomic.sync(out.parent)
+        with atomic.folder(out) as aside:
+            report.asked.write_into(aside, masks)
+            picture = plot(totals.clicks, totals.hours, totals.frames, scores, report.coverage)
+            (aside / "budget.svg").write_bytes(picture)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise RunError(
             f"{out}: the query could not be written: {error.strerror or error}; free some room"
         ) from error

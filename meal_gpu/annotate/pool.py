@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from meal_gpu import strategies
 from meal_gpu.acquisition import SHARED
 from meal_gpu.annotate.asked import read_frame, read_mask
 from meal_gpu.annotate.kept import Kept
@@ -93,12 +92,11 @@ def validity(
 
 def known_or_computed(
     image_set: Callable[[Images], ImageSet], source: Images, network: Network, grid: Grid, listing: Listing,
-    kept: Kept, valid: torch.Tensor | None, plan: Plan, stage: Stage,
+    kept: Kept, valid: torch.Tensor | None, features_of: str, fits: bool, stage: Stage,
 ) -> tuple[Scored, int]:  # fmt: skip
-    """Scores of the pool, and features where the strategy will need them; how many images were new."""
+    """Scores of the pool, its features where Φ is to be fitted or they are shared, and how many were new."""
     known, tensors = kept.read(listing.names, listing.stamps)
-    shared = plan.features == SHARED
-    fits = strategies.get(plan.strategy).needs_manifold and kept.manifold() is None
+    shared = features_of == SHARED
     new = (~known).nonzero().flatten()
     described = "features" in tensors
     describe = shared or fits or (described and not len(new))

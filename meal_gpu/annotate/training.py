@@ -80,17 +80,11 @@ def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -
             f"{len(by_image)} are missing); bring it back"
         )
     target = out.resolve()
-    aside = target.parent / f".partial-{target.name}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a killed export
-        aside.mkdir(parents=True)
-        _fill(aside, by_image, files, store, info, to)
-        aside.replace(target)
-        atomic.sync(target.parent)
+        with atomic.folder(target) as aside:
+            _fill(aside, by_image, files, store, info, to)
     except OSError as error:
         raise RunError(f"{out}: could not be written: {error.strerror or error}; free some room") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Exported(len(by_image), len(patches))
 
 
