@@ -27,7 +27,7 @@ test: .venv/installed .venv-peers/installed
 	$(BIN)/python -m pytest
 
 check: .venv/installed
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror kernels/*.c* tests/cuda_on_cpu/*.?pp

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from meal_gpu.annotate.labels import LabelStore
 from PIL import Image
 
 from meal_gpu.annotate.asked import Asked, Box, Item
 from meal_gpu.annotate.ingest import ingest
+from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.errors import DataError, MealGpuError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
