@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meal_gpu import commands
+from meal_gpu import commands, research
 from meal_gpu.errors import ConfigError, MealGpuError, UnavailableError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ app = typer.Typer(
 datasets = typer.Typer(help="List, download, check, pack and draw datasets.", no_args_is_help=True)
 app.add_typer(datasets, name="data")
 commands.register(app)
+research.register(app)
 
 Root = Annotated[Path | None, typer.Option(help="Folder of the dataset.", show_default="its own variable")]
 SizeOption = Annotated[str | None, typer.Option(metavar="HxW", help="Working size, such as 512x1024.")]

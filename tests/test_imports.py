@@ -20,7 +20,7 @@ MODULES = {
 ROWS = (
     ("errors",),
     ("rng", "timing", "grid", "config", "memory", "cache", "atomic"),
-    ("ops", "frame", "metrics", "images"),
+    ("ops", "frame", "metrics", "images", "statistics"),
     ("ledger",),
     ("data", "models", "manifold", "convolution"),
     ("inference", "adapters", "strategies", "windowed", "checkpoint"),
@@ -28,8 +28,9 @@ ROWS = (
     ("acquisition", "evaluate", "prediction"),
     ("train", "record"),
     ("preparation",),
-    ("experiment", "report", "progress", "doctor", "annotate", "cluster", "integrations"),
-    ("commands",),
+    ("experiment", "report", "progress", "doctor", "annotate", "cluster", "integrations", "tracking"),
+    ("compare", "sweep", "trust"),
+    ("commands", "research"),
     ("cli",),
     ("__main__",),
 )
