@@ -30,7 +30,7 @@ check: .venv/installed
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror kernels/*.c* tests/cuda_on_cpu/*.?pp
+	$(BIN)/clang-format --dry-run --Werror kernels/*.[ch]* tests/cuda_on_cpu/*.?pp
 
 bench: .venv/installed
 	$(BIN)/python -m bench --out bench/results/cpu.jsonl

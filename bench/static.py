@@ -68,6 +68,18 @@ def _confusion(classes: int, dtype: torch.dtype, channels_last: bool) -> None:
     cuda.confusion(logits, labels, _padded(logits), True, 255)
 
 
+def _patch_classes(classes: int, dtype: torch.dtype, masked: bool = False) -> None:
+    logits, grid = _logits(classes, dtype, False)
+    valid = torch.ones(grid.height, grid.width, dtype=torch.bool) if masked else None
+    cuda.patch_classes(logits, grid, _padded(logits), True, valid=valid)
+
+
+def _committee(members: int, classes: int, dtype: torch.dtype, masked: bool = False) -> None:
+    logits, grid = _logits(classes, dtype, False)
+    valid = torch.ones(grid.height, grid.width, dtype=torch.bool) if masked else None
+    cuda.patch_committee(logits.expand(members, *logits.shape), grid, _padded(logits), True, valid=valid)
+
+
 def _kmeans_plusplus(rows: int, columns: int, dtype: torch.dtype) -> None:
     cuda.kmeans_plusplus(
         torch.zeros(rows, columns, dtype=dtype), torch.zeros(2, 1, dtype=torch.float64), None
@@ -107,6 +119,13 @@ CALLS: dict[str, Callable[[], object]] = {
         partial(_entropy, 19, torch.float16, True, "least-confidence"),
     "confusion, 19 classes, fp16, channels-last": partial(_confusion, 19, torch.float16, True),
     "confusion, 19 classes, fp16": partial(_confusion, 19, torch.float16, False),
+    "classes, 19 classes, fp16": partial(_patch_classes, 19, torch.float16),
+    "classes, 19 classes, fp32, masked": partial(_patch_classes, 19, torch.float32, masked=True),
+    "classes, 256 classes, fp16": partial(_patch_classes, 256, torch.float16),
+    "committee, 10 members, 19 classes, fp16": partial(_committee, 10, 19, torch.float16),
+    "committee, 10 members, 19 classes, fp32, masked":
+        partial(_committee, 10, 19, torch.float32, masked=True),
+    "committee, 100 members, 19 classes, fp16": partial(_committee, 100, 19, torch.float16),
     "gather, fp16, channels-last": partial(_gather, torch.float16, True, False),
     "gather, fp16, channels-last, labels": partial(_gather, torch.float16, True, True),
     "gather, fp32, labels": partial(_gather, torch.float32, False, True),

@@ -202,9 +202,8 @@ struct Plane {
   float value, slope, value_step, slope_step;
 };
 
-__device__ __forceinline__ Plane cell_plane(const float* staged, Cell cell, Span x, Span y) {
-  const float a = staged[cell.a], b = staged[cell.b];
-  const float down_left = staged[cell.c] - a, down_right = staged[cell.d] - b;
+__device__ __forceinline__ Plane plane_between(float a, float b, float c, float d, Span x, Span y) {
+  const float down_left = c - a, down_right = d - b;
   const float left = fmaf(y.at, down_left, a);
   const float across = fmaf(y.at, down_right, b) - left;
   const float across_step = y.step * (down_right - down_left);
@@ -214,6 +213,25 @@ __device__ __forceinline__ Plane cell_plane(const float* staged, Cell cell, Span
   plane.value = fmaf(x.at, across, left);
   plane.value_step = fmaf(x.at, across_step, y.step * down_left);
   return plane;
+}
+
+__device__ __forceinline__ Plane cell_plane(const float* staged, Cell cell, Span x, Span y) {
+  return plane_between(staged[cell.a], staged[cell.b], staged[cell.c], staged[cell.d], x, y);
+}
+
+// Straight from `logits` [h, w] of one class. The four loads serve all pixels of a cell, and its neighbours
+// find theirs in the first-level cache.
+__device__ __forceinline__ Plane logits_plane(const Logit* logits, int width, Span x, Span y) {
+  const Logit *upper = logits + y.lower * width, *lower = logits + y.upper * width;
+  return plane_between(to_float(upper[x.lower]), to_float(upper[x.upper]), to_float(lower[x.lower]),
+                       to_float(lower[x.upper]), x, y);
+}
+
+// At pixel (j, i) of the cell. Both are known where loops are unrolled: a row's part is computed once
+__device__ __forceinline__ float value_at(Plane plane, int j, int i) {
+  const float value = j > 0 ? fmaf(j, plane.value_step, plane.value) : plane.value;
+  const float slope = j > 0 ? fmaf(j, plane.slope_step, plane.slope) : plane.slope;
+  return i > 0 ? fmaf(i, slope, value) : value;
 }
 
 #endif

@@ -43,11 +43,9 @@ extern "C" __global__ void __launch_bounds__(256, 2)
       const Plane plane = cell_plane(staged + k * tile.pitch, cell, x, y);
 #pragma unroll
       for (int j = 0; j < SPAN_Y; j++) {
-        const float value = j > 0 ? fmaf(j, plane.value_step, plane.value) : plane.value;
-        const float slope = j > 0 ? fmaf(j, plane.slope_step, plane.slope) : plane.slope;
 #pragma unroll
         for (int i = 0; i < SPAN_X; i++) {
-          const float z = i > 0 ? fmaf(i, slope, value) : value;
+          const float z = value_at(plane, j, i);
           winner[j][i] = z > best[j][i] ? k : winner[j][i];
           best[j][i] = fmaxf(z, best[j][i]);
         }

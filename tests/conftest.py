@@ -1,14 +1,20 @@
 """A tiny synthetic dataset and a tiny configuration that trains in seconds."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from meal_gpu import ops
 from meal_gpu.config import Config, from_dict
 from meal_gpu.ops import Ops, native, select, why_not_cpu
+
+# `make test` says the same each time; HYPOTHESIS_PROFILE=default looks for new cases
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -26,6 +26,8 @@ DISASSEMBLED = [
         "entropy, 19 classes, fp32, channels-last",
         "margin, 19 classes, fp16, channels-last",
         "confusion, 19 classes, fp16",
+        "classes, 19 classes, fp16",
+        "committee, 10 members, 19 classes, fp16",
     }
 ]
 architectures = pytest.mark.parametrize("arch", static.ARCHITECTURES)

@@ -29,6 +29,31 @@ class Patches(NamedTuple):
     labels: torch.Tensor | None
 
 
+class PatchClasses(NamedTuple):
+    """What a patch is predicted to show.
+
+    `probabilities` [B, P, C] float32 (float64 for float64 logits): the mean of softmax over the pixels that
+    count. `counts` [B, P, C] int32: of how many of them a class is the most likely, the lowest of equal ones.
+    Both are 0 where no pixel of a patch counts.
+    """
+
+    probabilities: torch.Tensor
+    counts: torch.Tensor
+
+
+class Committee(NamedTuple):
+    """What several predictions of a patch say together: means over the pixels that count, in nats.
+
+    `total` [B, P] float32 (float64 for float64 logits): the entropy of the members' mean probabilities.
+    `expected` [B, P]: the mean of the members' entropies. `total` - `expected` is the mutual information of
+    label and member (BALD, Houlsby et al. 2011, eq. 2), the members' Jensen-Shannon divergence: between 0 and
+    log T, save rounding.
+    """
+
+    total: torch.Tensor
+    expected: torch.Tensor
+
+
 @dataclass(frozen=True)
 class FittedUmap:
     """`embedding` [M, d] float32 of the fitted rows, and the map of new rows [K, D] -> [K, d] float32.
@@ -67,6 +92,40 @@ class Ops(Protocol):
         `measure` is the entropy of p = softmax(logits / temperature) in nats, the "margin" 1 - (p1 - p2) of
         the two most likely classes, or the "least-confidence" 1 - p1. Only pixels where `valid` [H, W] uint8
         is not 0 count; a patch that has none gets 0.
+        """
+        ...
+
+    def patch_classes(
+        self,
+        logits: torch.Tensor,
+        grid: Grid,
+        padded: tuple[int, int],
+        align_corners: bool,
+        *,
+        temperature: float = 1.0,
+        valid: torch.Tensor | None = None,
+    ) -> PatchClasses:
+        """Mean softmax(logits / temperature) of each patch, and how many of its pixels go to each class.
+
+        Pixels are those of `patch_entropy`, and count where `valid` [H, W] uint8 is not 0; they go to classes
+        as those of `confusion` do. Finite logits: what NaN counts as is undefined.
+        """
+        ...
+
+    def patch_committee(
+        self,
+        logits: torch.Tensor,
+        grid: Grid,
+        padded: tuple[int, int],
+        align_corners: bool,
+        *,
+        temperature: float = 1.0,
+        valid: torch.Tensor | None = None,
+    ) -> Committee:
+        """What T members say together: passes with dropout, an ensemble, or an image and its mirror image.
+
+        `logits` [T, B, C, h, w], T from 1 on. Pixels are those of `patch_entropy`, and of one member both
+        entropies are what it gives: to 1e-6 nats, and to 1e-5 where a patch has few pixels.
         """
         ...
 

@@ -33,6 +33,20 @@ def require_logits(logits: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> Non
         raise InputError(f"logits have {logits.shape[1]} classes, 1 to 256 are supported")
 
 
+def require_members(logits: torch.Tensor) -> None:
+    """Raises InputError where `logits` are not [T, B, C, h, w] with at least one member."""
+    if logits.ndim != 5 or not len(logits):
+        raise InputError(f"logits must be [T, B, C, h, w] with T from 1 on, got {list(logits.shape)}")
+
+
+def checked_mask(valid: torch.Tensor | None, grid: Grid, logits: torch.Tensor) -> torch.Tensor | None:
+    """`valid` in contiguous memory. Raises InputError where it is not [H, W] uint8 or bool beside them."""
+    if valid is None:
+        return None
+    require("valid", valid, (torch.uint8, torch.bool), (grid.height, grid.width), logits)
+    return valid.contiguous()
+
+
 def require_gatherable(
     images: torch.Tensor,
     labels: torch.Tensor | None,

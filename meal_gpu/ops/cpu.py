@@ -11,12 +11,16 @@ import torch
 
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
-from meal_gpu.ops import MEASURES, Patches, native, reference
-from meal_gpu.ops.checks import require, require_gatherable, require_logits
-from meal_gpu.ops.reference import kmeans_plusplus, umap_fit
+from meal_gpu.ops import MEASURES, Committee, PatchClasses, Patches, native, reference
+from meal_gpu.ops.checks import checked_mask, require, require_gatherable, require_logits, require_members
+from meal_gpu.ops.reference import kmeans_plusplus
+from meal_gpu.ops.umap_learn import umap_fit
 from meal_gpu.ops.upsampling import interpolation
 
-__all__ = ["confusion", "gather_patches", "kmeans_plusplus", "name", "patch_entropy", "umap_fit"]
+__all__ = [
+    "confusion", "gather_patches", "kmeans_plusplus", "name", "patch_classes", "patch_committee",
+    "patch_entropy", "umap_fit",
+]  # fmt: skip
 
 name = "cpu"
 
@@ -24,6 +28,8 @@ FORMATS = (torch.float32, torch.float16, torch.bfloat16)
 # Rows that a thread takes at a time; fewer where threads would have nothing to do
 BAND_ROWS = (16, 64)
 PIECES_PER_THREAD = 4
+# Rows that `patch_classes` adds up in float32
+CLASS_ROWS = 16
 # Logits or bytes at full size below which one more thread costs more than it saves
 THREAD_WORK = 1 << 18
 
@@ -44,9 +50,7 @@ def patch_entropy(
             logits, grid, padded, align_corners, measure=measure, temperature=temperature, valid=valid
         )
     require_logits(logits, FORMATS)
-    if valid is not None:
-        require("valid", valid, (torch.uint8, torch.bool), (grid.height, grid.width), logits)
-        valid = valid.contiguous()
+    valid = checked_mask(valid, grid, logits)
     images, classes = logits.shape[:2]
     sums = torch.empty((images, grid.height, grid.columns), dtype=torch.float64)
     threads, band = _share(images, grid.height, classes * grid.width)
@@ -59,6 +63,74 @@ def patch_entropy(
     pixels = reference.patch_pixels(grid, valid, logits.device)
     # Nothing to see is nothing to learn: 0 where a patch has no valid pixel
     return (reference.column_sums(sums, grid) / pixels.clamp(min=1)).float()
+
+
+def patch_classes(
+    logits: torch.Tensor,
+    grid: Grid,
+    padded: tuple[int, int],
+    align_corners: bool,
+    *,
+    temperature: float = 1.0,
+    valid: torch.Tensor | None = None,
+) -> PatchClasses:
+    _require_cpu(logits)
+    if logits.dtype == torch.float64:
+        return reference.patch_classes(
+            logits, grid, padded, align_corners, temperature=temperature, valid=valid
+        )
+    require_logits(logits, FORMATS)
+    valid = checked_mask(valid, grid, logits)
+    images, classes = logits.shape[:2]
+    shape = (images, grid.rows, grid.columns, classes)
+    # Sums of so many rows of pixels, whoever takes them
+    bands = math.ceil(grid.patch_height / CLASS_ROWS)
+    sums = torch.empty((images, grid.rows, bands, grid.columns, classes), dtype=torch.float64)
+    counts = torch.zeros(shape, dtype=torch.int32)
+    threads, _ = _share(images, grid.height, classes * grid.width)
+    values, geometry = _upsampling(logits, (grid.height, grid.width), padded, align_corners)
+    arguments = (
+        values, *geometry, images, CLASS_ROWS, grid.patch_height, grid.patch_width, grid.rows, grid.columns,
+        temperature, valid, sums, counts, _counter(),
+    )  # fmt: skip
+    native.call("patch_classes", [arguments] * threads)
+    pixels = reference.patch_pixels(grid, valid, logits.device).clamp(min=1)
+    means = sums.sum(dim=2).flatten(1, 2) / pixels[:, None]
+    return PatchClasses(means.float(), counts.flatten(1, 2))
+
+
+def patch_committee(
+    logits: torch.Tensor,
+    grid: Grid,
+    padded: tuple[int, int],
+    align_corners: bool,
+    *,
+    temperature: float = 1.0,
+    valid: torch.Tensor | None = None,
+) -> Committee:
+    _require_cpu(logits)
+    require_members(logits)
+    if logits.dtype == torch.float64:
+        return reference.patch_committee(
+            logits, grid, padded, align_corners, temperature=temperature, valid=valid
+        )
+    require_logits(logits[0], FORMATS)
+    valid = checked_mask(valid, grid, logits)
+    members, images, classes = logits.shape[:3]
+    sums = torch.empty((2, images, grid.height, grid.columns), dtype=torch.float64)
+    threads, band = _share(images, grid.height, members * classes * grid.width)
+    # The members of an image one below the other, as if they were more classes
+    values, geometry = _upsampling(
+        logits.transpose(0, 1).flatten(1, 2), (grid.height, grid.width), padded, align_corners
+    )
+    arguments = (
+        values, *geometry, images, band,
+        grid.patch_width, grid.columns, members, temperature, valid, sums, _counter(),
+    )  # fmt: skip
+    native.call("patch_committee", [arguments] * threads)
+    pixels = reference.patch_pixels(grid, valid, logits.device).clamp(min=1)
+    total, expected = ((reference.column_sums(each, grid) / pixels).float() for each in sums)
+    return Committee(total, expected)
 
 
 def confusion(

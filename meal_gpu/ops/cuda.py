@@ -10,17 +10,25 @@ import torch
 
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
-from meal_gpu.ops import MEASURES, Patches, compile, reference
-from meal_gpu.ops.checks import require, require_gatherable, require_logits
+from meal_gpu.ops import Patches, compile
+from meal_gpu.ops.checks import require, require_gatherable
+from meal_gpu.ops.cuda_logits import (
+    FORMATS,
+    VECTOR_BYTES,
+    confusion,
+    patch_classes,
+    patch_committee,
+    patch_entropy,
+)
 from meal_gpu.ops.cuml_umap import umap_fit
-from meal_gpu.ops.upsampling import SHARED_BYTES, Tiling, tiling
 
-__all__ = ["confusion", "gather_patches", "kmeans_plusplus", "name", "patch_entropy", "umap_fit"]
+__all__ = [
+    "confusion", "gather_patches", "kmeans_plusplus", "name", "patch_classes", "patch_committee",
+    "patch_entropy", "umap_fit",
+]  # fmt: skip
 
 name = "cuda"
 
-FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-VECTOR_BYTES = 16
 # What a block makes of a gathered patch, at most: a multiple of all vectors; and its threads: a multiple of 3
 PART_PIXELS = 4096
 GATHER_THREADS = 192
@@ -32,88 +40,6 @@ DRAWING_WARPS = 32
 WARP = 32
 # Rows are counted in 32 bits
 MAX_ROWS = 1 << 30
-
-
-def patch_entropy(
-    logits: torch.Tensor,
-    grid: Grid,
-    padded: tuple[int, int],
-    align_corners: bool,
-    *,
-    measure: str = "entropy",
-    temperature: float = 1.0,
-    valid: torch.Tensor | None = None,
-) -> torch.Tensor:
-    if logits.dtype == torch.float64:
-        return reference.patch_entropy(
-            logits, grid, padded, align_corners, measure=measure, temperature=temperature, valid=valid
-        )
-    logits, defines, plan = _prepare(logits, grid, padded, align_corners)
-    images, _, height, width = logits.shape
-    if valid is not None:
-        require("valid", valid, (torch.uint8, torch.bool), (grid.height, grid.width), logits)
-        valid = valid.contiguous()
-    defines |= {"MEASURE": MEASURES.index(measure), "VALID": int(valid is not None)}
-    spans_x, spans_y = len(plan.x.spans), len(plan.y.spans)
-    sums = logits.new_empty((images, spans_y, spans_x), dtype=torch.float32)
-    compile.launch(
-        "patch_entropy.cu",
-        "cell_sums",
-        (
-            logits, plan.x.spans, plan.x.places, plan.y.spans, plan.y.places, valid, sums,
-            images, height, width, spans_x, spans_y, plan.tile_x, plan.tile_y, grid.width,
-            math.log2(math.e) / temperature,
-        ),
-        defines=defines,
-        grid=images * plan.tiles,
-        block=plan.threads,
-        shared=plan.shared_bytes,
-    )  # fmt: skip
-    means = sums.new_empty((images, grid.patches_per_image))
-    pixels = reference.patch_pixels(grid, valid, logits.device)
-    compile.launch(
-        "patch_entropy.cu",
-        "patch_means",
-        (
-            sums, plan.x.starts, plan.y.starts, pixels, means,
-            spans_x, spans_y, grid.columns, grid.patches_per_image,
-        ),
-        defines=defines,
-        grid=means.numel(),
-        block=128 if spans_x * spans_y > 256 * grid.patches_per_image else 32,
-    )  # fmt: skip
-    return means
-
-
-def confusion(
-    logits: torch.Tensor, labels: torch.Tensor, padded: tuple[int, int], align_corners: bool, void: int
-) -> torch.Tensor:
-    if logits.dtype == torch.float64:
-        return reference.confusion(logits, labels, padded, align_corners, void)
-    size = (labels.shape[1], labels.shape[2])
-    require("labels", labels, (torch.uint8,), (len(logits), *size), logits)
-    # Cells and tiles of the whole image: one patch
-    grid = Grid(1, 1, *size)
-    logits, defines, plan = _prepare(logits, grid, padded, align_corners)
-    images, classes, height, width = logits.shape
-    counts = torch.zeros((classes, classes), dtype=torch.int64, device=logits.device)
-    # The block's counts take the place of its logits; those of very many classes are too large for that
-    count_bytes = 4 * classes * classes
-    fits = count_bytes <= SHARED_BYTES
-    compile.launch(
-        "confusion.cu",
-        "confusion",
-        (
-            logits, plan.x.spans, plan.x.places, plan.y.spans, plan.y.places, labels.contiguous(), counts,
-            images, height, width, len(plan.x.spans), len(plan.y.spans), plan.tile_x, plan.tile_y,
-            size[0], size[1], void,
-        ),
-        defines=defines | {"SHARED_COUNTS": int(fits)},
-        grid=images * plan.tiles,
-        block=plan.threads,
-        shared=max(plan.shared_bytes, count_bytes if fits else 0),
-    )  # fmt: skip
-    return counts
 
 
 def kmeans_plusplus(
@@ -225,29 +151,3 @@ def _normalisation(mean: tuple[float, float, float], std: tuple[float, float, fl
     scales = [1 / (255 * s) for s in std]
     shifts = [(centre - 255 * m) * scale for centre, m, scale in zip(centres, mean, scales, strict=True)]
     return biases + scales + shifts
-
-
-def _prepare(
-    logits: torch.Tensor, grid: Grid, padded: tuple[int, int], align_corners: bool
-) -> tuple[torch.Tensor, dict[str, int], Tiling]:
-    """Logits in one of the two layouts, the macros that describe them, and how they are cut."""
-    require_logits(logits, tuple(FORMATS))
-    _, classes, height, width = logits.shape
-    channels_last = not logits.is_contiguous() and logits.is_contiguous(memory_format=torch.channels_last)
-    if not channels_last:
-        logits = logits.contiguous()
-    vector = VECTOR_BYTES // logits.element_size()
-    if logits.data_ptr() % VECTOR_BYTES or (not channels_last and width % vector):
-        vector = 1
-    plan = tiling(
-        grid, (height, width), padded, align_corners, classes, 1 if channels_last else vector, logits.device
-    )
-    defines = {
-        "LOGITS": FORMATS[logits.dtype],
-        "CLASSES": classes,
-        "VECTOR": vector,
-        "CHANNELS_LAST": int(channels_last),
-        "SPAN_X": plan.x.longest,
-        "SPAN_Y": plan.y.longest,
-    }
-    return logits, defines, plan

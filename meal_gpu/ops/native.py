@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL:
     """
     sources = sorted(compile.folder().glob("*.cpp"))
     command = compiler()
-    key = _key(command, sources)
+    key = _key(command, [*sources, *sorted(compile.folder().glob("*.hpp"))])
     try:
         target = cache_root() / "kernels" / f"cpu-{key}.so"
         fresh = not target.is_file()

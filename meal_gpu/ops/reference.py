@@ -1,23 +1,20 @@
 """Plain torch and umap-learn: the specification, the oracle of the tests and the fair baseline."""
 
-import inspect
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from meal_gpu.grid import Grid
-from meal_gpu.ops import FittedUmap, Patches
-from meal_gpu.ops.neighbors import nearest_neighbors
+from meal_gpu.ops import Committee, PatchClasses, Patches
+from meal_gpu.ops.umap_learn import umap_fit
 from meal_gpu.ops.upsampling import interpolation
 
-if TYPE_CHECKING:
-    import numpy as np
+__all__ = [
+    "confusion", "gather_patches", "kmeans_plusplus", "name", "patch_classes", "patch_committee",
+    "patch_entropy", "umap_fit",
+]  # fmt: skip
 
 name = "reference"
 
@@ -67,13 +64,73 @@ def patch_entropy(
     return means if logits.dtype == torch.float64 else means.float()
 
 
+def patch_classes(
+    logits: torch.Tensor,
+    grid: Grid,
+    padded: tuple[int, int],
+    align_corners: bool,
+    *,
+    temperature: float = 1.0,
+    valid: torch.Tensor | None = None,
+) -> PatchClasses:
+    (images, classes), device = logits.shape[:2], logits.device
+    size, patches = (grid.height, grid.width), grid.patches_per_image
+    mask = torch.ones(size, dtype=torch.bool, device=device) if valid is None else valid != 0
+    patch_row = torch.arange(grid.height, device=device) // grid.patch_height
+    patch_column = torch.arange(grid.width, device=device) // grid.patch_width
+    patch = patch_row[:, None] * grid.columns + patch_column
+    totals = logits.new_zeros((images, patches, classes), dtype=torch.float64)
+    counts = logits.new_zeros((images, patches * classes), dtype=torch.int32)
+    for image in range(images):
+        sums = totals.new_zeros((classes, grid.height, grid.columns))
+        for _, top, band in _upsampled_bands(logits[image : image + 1], size, padded, align_corners):
+            rows = slice(top, top + band.shape[1])
+            # On a CPU several times as fast as torch's own softmax along this dimension
+            p = F.log_softmax(band / temperature if temperature != 1 else band, dim=0).exp()
+            sums[:, rows] = _row_sums(p.where(mask[rows], 0.0), grid)
+            # Of the logits: softmax makes equals of what float32 can still tell apart
+            bins = patch[rows] * classes + band.max(dim=0).indices
+            counts[image].scatter_add_(0, bins.flatten(), mask[rows].int().flatten())
+        totals[image] = column_sums(sums, grid).T
+    means = totals / patch_pixels(grid, valid, device).clamp(min=1)[:, None]
+    return PatchClasses(
+        means if logits.dtype == torch.float64 else means.float(), counts.view(images, patches, classes)
+    )
+
+
+def patch_committee(
+    logits: torch.Tensor,
+    grid: Grid,
+    padded: tuple[int, int],
+    align_corners: bool,
+    *,
+    temperature: float = 1.0,
+    valid: torch.Tensor | None = None,
+) -> Committee:
+    members, images, classes = logits.shape[:3]
+    height, width = grid.height, grid.width
+    sums = logits.new_zeros((2, images, height, grid.columns), dtype=torch.float64)
+    # All members' bands of one image together, as if each had classes of its own
+    together = logits.transpose(0, 1).flatten(1, 2)
+    for image, top, bands in _upsampled_bands(together, (height, width), padded, align_corners):
+        scaled = bands.view(members, classes, *bands.shape[1:])
+        scaled = scaled / temperature if temperature != 1 else scaled
+        log_p = F.log_softmax(scaled, dim=1)
+        total = torch.special.entr(log_p.exp().mean(dim=0)).sum(dim=0)
+        both = torch.stack([total, _entropy(log_p, dim=1).mean(dim=0)])
+        rows = slice(top, top + both.shape[1])
+        if valid is not None:
+            both = both.where(valid[rows] != 0, 0.0)
+        sums[:, image, rows] = _row_sums(both, grid)
+    pixels = patch_pixels(grid, valid, logits.device).clamp(min=1)
+    means = [column_sums(each, grid) / pixels for each in sums]
+    return Committee(*(each if logits.dtype == torch.float64 else each.float() for each in means))
+
+
 def _uncertainty(logits: torch.Tensor, measure: str) -> torch.Tensor:
     """[C, rows, W] -> [rows, W]: 0 where the model is certain."""
     if measure == "entropy":
-        log_p = F.log_softmax(logits, dim=0)
-        # p = 0 has entropy 0, also where log p is -inf
-        entropy: torch.Tensor = -(log_p.exp() * log_p.clamp_(min=torch.finfo(log_p.dtype).min)).sum(dim=0)
-        return entropy
+        return _entropy(F.log_softmax(logits, dim=0), dim=0)
     p = F.softmax(logits, dim=0)
     if measure == "margin" and len(p) > 1:
         first, second = p.topk(2, dim=0).values
@@ -81,10 +138,16 @@ def _uncertainty(logits: torch.Tensor, measure: str) -> torch.Tensor:
     return torch.rsub(p.amax(dim=0), 1)
 
 
+def _entropy(log_p: torch.Tensor, dim: int) -> torch.Tensor:
+    """Overwrites log p. p = 0 has entropy 0, also where log p is -inf."""
+    return -(log_p.exp() * log_p.clamp_(min=torch.finfo(log_p.dtype).min)).sum(dim=dim)
+
+
 def _row_sums(pixels: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """[rows, W] -> [rows, columns of patches] float64."""
+    """[..., W] -> [..., columns of patches] float64."""
     filled = F.pad(pixels, (0, grid.columns * grid.patch_width - grid.width))
-    return filled.view(-1, grid.columns, grid.patch_width).sum(dim=2, dtype=torch.float64)
+    cut = filled.view(*filled.shape[:-1], grid.columns, grid.patch_width)
+    return cut.sum(dim=-1, dtype=torch.float64)
 
 
 def column_sums(sums: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -199,103 +262,3 @@ def confusion(
         known = truth != void
         counts += torch.bincount((truth * classes + band.max(dim=0).indices)[known], minlength=len(counts))
     return counts.view(classes, classes)
-
-
-@contextmanager
-def _torch_threads() -> Iterator[None]:
-    """Keep torch's number of threads: numba, inside, sets OpenMP's for the whole process."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _seeded_arpack(seed: int | None) -> Iterator[None]:
-    """Seed the restarts of ARPACK, inside; from SciPy 1.17 on they are drawn from the system's entropy.
-
-    Where the graph of neighbours falls apart, umap-learn lays its pieces out by eigenvectors of matrices so
-    small that the solver restarts, and the fit is another one each time, whatever its random_state.
-    """
-    from scipy.sparse.linalg import eigsh
-
-    defaults = eigsh.__defaults__
-    # The default, because scikit-learn too calls it on umap-learn's behalf, by a name of its own
-    if list(inspect.signature(eigsh).parameters)[-1] == "rng":
-        eigsh.__defaults__ = (*defaults[:-1], seed)
-    try:
-        yield
-    finally:
-        eigsh.__defaults__ = defaults
-
-
-@_torch_threads()
-def umap_fit(
-    features: torch.Tensor,
-    *,
-    neighbors: int,
-    min_dist: float,
-    dimension: int,
-    seed: int,
-    build: str,
-    deterministic: bool,
-    embedding: torch.Tensor | None,
-) -> FittedUmap:
-    """umap-learn's. It has no exact search of many rows: "brute_force_knn" is "exact" here."""
-    import numba
-    from umap import UMAP
-
-    # numba's OpenMP layer makes every later torch operation of this process start its threads anew: an Adam
-    # step took 180 ms instead of 14. Whoever set NUMBA_THREADING_LAYER knows better.
-    if numba.config.THREADING_LAYER == "default":
-        numba.config.THREADING_LAYER = "workqueue"
-    # n_jobs=1 is what a fixed seed costs: umap-learn's parallel optimiser is not deterministic
-    model = UMAP(
-        n_neighbors=min(neighbors, len(features) - 1),
-        min_dist=min_dist,
-        n_components=dimension,
-        random_state=seed if deterministic else None,
-        transform_seed=seed if deterministic else None,
-        n_jobs=1 if deterministic else -1,
-        force_approximation_algorithm=build == "nn_descent",
-    )
-    if build in ("exact", "brute_force_knn"):
-        search = _ExactSearch(features)
-        model.set_params(precomputed_knn=(*search.find(model.n_neighbors), search))
-    rows = features.cpu().float().numpy()
-    if embedding is not None:
-        # No epochs: only the neighbour graph is rebuilt, then the stored embedding is put in place
-        model.set_params(init=embedding.cpu().numpy(), n_epochs=0)
-    with warnings.catch_warnings():
-        # It takes any search for one that cannot transform, save its own
-        warnings.filterwarnings("ignore", r"precomputed_knn\[2\]", UserWarning)
-        with _seeded_arpack(seed if deterministic else None):
-            model.fit(rows)
-    if embedding is not None:
-        model.n_epochs = None
-        model.embedding_ = embedding.cpu().numpy().copy()
-
-    @_torch_threads()
-    def transform(new: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(model.transform(new.cpu().float().numpy())).to(new.device)
-
-    library = f"umap-learn {metadata.version('umap-learn')}"
-    return FittedUmap(torch.from_numpy(model.embedding_).to(features.device), transform, library)
-
-
-class _ExactSearch:
-    """What umap-learn asks of a search index, with the attribute that it reads."""
-
-    _angular_trees = False
-
-    def __init__(self, features: torch.Tensor) -> None:
-        self._features = features
-
-    def find(self, k: int, queries: torch.Tensor | None = None) -> tuple[Any, Any]:
-        """Neighbours [Q, k] int32, as umap-learn's own are, and their distances."""
-        indices, distances = nearest_neighbors(self._features, k, queries=queries)
-        return indices.int().cpu().numpy(), distances.cpu().numpy()
-
-    def query(self, rows: "np.ndarray[Any, Any]", k: int, epsilon: float) -> tuple[Any, Any]:
-        return self.find(k, torch.from_numpy(rows).to(self._features))

@@ -5,7 +5,7 @@ nodes and in the same patch; a *cell* is a span of columns by a span of rows, th
 is a rectangle of cells, the work of one block.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -33,6 +33,8 @@ class Axis:
     places: torch.Tensor
     starts: torch.Tensor
     longest: int
+    most: int
+    """Spans of a patch, at most."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,13 @@ def cut(
     position = pixel - pixel.where(fresh, 0).cummax(0).values
     first = ((position % longest) == 0).nonzero().flatten()
     length = torch.diff(first, append=torch.tensor([used]))
+    starts = torch.searchsorted(patch[first], torch.arange(parts + 1))
     return Axis(
         torch.stack([first, length, lower[first], upper[first]], dim=1).int(),
         torch.stack([weight[first], step[first]], dim=1).float(),
-        torch.searchsorted(patch[first], torch.arange(parts + 1)).int(),
+        starts.int(),
         longest,
+        int(starts.diff().max()),
     )
 
 
@@ -129,6 +133,21 @@ def tiling(
     return Tiling(_on(x, device), _on(y, device), tile_x, tile_y, shared, threads, tiles)
 
 
+@lru_cache(maxsize=64)
+def axes(
+    grid: Grid,
+    low: tuple[int, int],
+    padded: tuple[int, int],
+    align_corners: bool,
+    longest: tuple[int | None, int | None],
+    device: torch.device,
+) -> tuple[Axis, Axis]:
+    """Both axes of logits [.., *low], x before y, cut into spans of `longest` (y, x) pixels on `device`."""
+    y = cut(low[0], padded[0], grid.height, grid.rows, align_corners, longest[0])
+    x = cut(low[1], padded[1], grid.width, grid.columns, align_corners, longest[1])
+    return _on(x, device), _on(y, device)
+
+
 def _extent(axis: Axis, spans: int, vector: int) -> tuple[int, int]:
     """Most nodes, in whole vectors, of any tile of so many spans along this axis; how many tiles it has."""
     firsts = axis.spans[::spans, 2] // vector * vector
@@ -139,4 +158,5 @@ def _extent(axis: Axis, spans: int, vector: int) -> tuple[int, int]:
 
 
 def _on(axis: Axis, device: torch.device) -> Axis:
-    return Axis(axis.spans.to(device), axis.places.to(device), axis.starts.to(device), axis.longest)
+    spans, places, starts = (table.to(device) for table in (axis.spans, axis.places, axis.starts))
+    return replace(axis, spans=spans, places=places, starts=starts)

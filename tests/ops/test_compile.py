@@ -14,8 +14,13 @@ KERNELS = sorted(path.name for path in compile.folder().glob("*.cu"))
 
 
 def test_there_is_a_kernel_per_operation() -> None:
-    assert KERNELS == ["confusion.cu", "gather_patches.cu", "kmeans_plusplus.cu", "patch_entropy.cu"]
-    assert {path.name for path in compile.folder().glob("*.cpp")} == {"cpu.cpp", "cpu_gather.cpp"}
+    assert KERNELS == [
+        "confusion.cu", "gather_patches.cu", "kmeans_plusplus.cu", "patch_classes.cu", "patch_committee.cu",
+        "patch_entropy.cu", "patch_means.cu",
+    ]  # fmt: skip
+    assert {path.name for path in compile.folder().glob("*.cpp")} == {
+        "cpu.cpp", "cpu_classes.cpp", "cpu_gather.cpp",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", KERNELS)
@@ -97,6 +102,8 @@ def test_nothing_waits_for_the_device() -> None:
     def everything() -> None:
         cuda.patch_entropy(logits, grid, (128, 256), True)
         cuda.confusion(logits, labels, (128, 256), True, 255)
+        cuda.patch_classes(logits, grid, (128, 256), True)
+        cuda.patch_committee(logits[None], grid, (128, 256), True)
         cuda.gather_patches(images, labels, patches, grid, (0.5,) * 3, (0.2,) * 3, 255)  # type: ignore[arg-type]
         cuda.kmeans_plusplus(points, uniforms, None)
 

@@ -99,7 +99,7 @@ def test_any_size_agrees_with_float64(
 @pytest.mark.parametrize("measure", MEASURES)
 def test_batch_threads_and_pieces_leave_every_bit(measure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid, padded = Grid(3, 4, 53, 67), (56, 70)
-    logits = random_logits(3, 7, 14, 18)
+    logits, members = random_logits(3, 7, 14, 18), random_logits(4, 3, 7, 14, 18)
     valid = torch.rand(53, 67, generator=torch.Generator().manual_seed(0)) < 0.9
     labels = random_bytes(3, 53, 67) % 7
     pixels = labels[..., None].expand(-1, -1, -1, 3).contiguous() * 30
@@ -108,23 +108,25 @@ def test_batch_threads_and_pieces_leave_every_bit(measure: str, monkeypatch: pyt
         return (
             cpu.patch_entropy(logits[part], grid, padded, True, measure=measure, valid=valid),
             cpu.confusion(logits[part], labels[part], padded, False, VOID)[None],
+            *cpu.patch_classes(logits[part], grid, padded, True, valid=valid),
+            torch.stack(cpu.patch_committee(members[:, part], grid, padded, True, valid=valid), dim=1),
             cpu.gather_patches(
                 pixels[part], None, torch.arange(len(pixels[part]) * 12), grid, MEAN, STD, VOID
             ).pixels,
         )
 
     torch.set_num_threads(1)
-    scores, counts, patches = everything(slice(None))
+    expected = everything(slice(None))
     monkeypatch.setattr(cpu, "THREAD_WORK", 1)
     for count, rows in itertools.product((1, 2, 5), ((1, 1), (3, 3), (16, 64), (999, 999))):
         torch.set_num_threads(count)
         monkeypatch.setattr(cpu, "BAND_ROWS", rows)
-        parts = [everything(slice(i, i + 1)) for i in range(3)]
-        assert torch.equal(torch.cat([part[0] for part in parts]), scores)
-        assert torch.equal(torch.cat([part[1] for part in parts]).sum(0, keepdim=True), counts)
-        assert torch.equal(torch.cat([part[2] for part in parts]), patches)
-        for actual, expected in zip(everything(slice(None)), (scores, counts, patches), strict=True):
-            assert torch.equal(actual, expected)
+        parts = [
+            torch.cat(part) for part in zip(*(everything(slice(i, i + 1)) for i in range(3)), strict=True)
+        ]
+        parts[1] = parts[1].sum(dim=0, keepdim=True)  # confusion is one matrix for all images
+        for found in (parts, everything(slice(None))):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @settings(deadline=None)
@@ -257,6 +259,11 @@ IMAGES, IDS = torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.zeros(1, dtype=t
     ("entry", "arguments", "told"),
     [
         ("patch_entropy", (LOGITS.to("meta"), GRID, (4, 4), True), "need arrays on the CPU, these are on m"),
+        ("patch_classes", (LOGITS.to("meta"), GRID, (4, 4), True), "need arrays on the CPU"),
+        ("patch_classes", (torch.zeros(1, 257, 4, 4), GRID, (4, 4), True), "257 classes, 1 to 256"),
+        ("patch_committee", (LOGITS[None].to("meta"), GRID, (4, 4), True), "need arrays on the CPU"),
+        ("patch_committee", (LOGITS, GRID, (4, 4), True), r"must be \[T, B, C, h, w\] .* got \[1, 2, 4, 4\]"),
+        ("patch_committee", (torch.zeros(2, 1, 257, 4, 4), GRID, (4, 4), True), "257 classes, 1 to 256"),
         ("confusion", (LOGITS.to("meta"), LABELS, (4, 4), True, VOID), "need arrays on the CPU"),
         ("gather_patches", (IMAGES.to("meta"), None, IDS, GRID, MEAN, STD, VOID), "or use ops='auto'"),
         ("patch_entropy", (LOGITS[0], GRID, (4, 4), True), r"must be \[B, C, h, w\] .*got \[2, 4, 4\]"),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -28,6 +29,34 @@ def confusion() -> None:
     cuda.confusion(random_logits(1, 5, 20, 20), labels, (80, 80), True, 255)
 
 
+def far_and_hidden(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits far from 0, some of them further apart than powers of 2 reach; what is not valid is NaN."""
+    logits = random_logits(*shape, 5, 20, 20) + 300
+    logits[..., 0, :, 16:] -= 200
+    logits[..., :10] = torch.nan
+    valid = torch.zeros(80, 80, dtype=torch.bool)
+    valid[:, 44:] = True
+    return logits, valid
+
+
+def classes() -> float:
+    """The largest error; two blocks of several warps share a patch."""
+    logits, valid = far_and_hidden(1)
+    geometry = (Grid(1, 1, 80, 80), (80, 80), False)
+    found = cuda.patch_classes(logits, *geometry, valid=valid)
+    exact = reference.patch_classes(logits.double(), *geometry, valid=valid)
+    assert torch.equal(found.counts, exact.counts)
+    return float((found.probabilities - exact.probabilities).abs().max())
+
+
+def committee() -> float:
+    logits, valid = far_and_hidden(3, 1)
+    geometry = (Grid(1, 1, 80, 80), (80, 80), False)
+    found = torch.stack(cuda.patch_committee(logits, *geometry, valid=valid))
+    exact = torch.stack(reference.patch_committee(logits.double(), *geometry, valid=valid))
+    return float((found - exact).abs().max())
+
+
 def gather() -> None:
     images = torch.zeros(1, 80, 80, 3, dtype=torch.uint8)
     grid = Grid(2, 2, 80, 80)
@@ -43,6 +72,9 @@ def seeding() -> None:
 
 CALLS: dict[str, Callable[[], object]] = {
     "patch_entropy.cu": entropy,
+    "patch_means.cu": partial(entropy, patches=1),
+    "patch_classes.cu": classes,
+    "patch_committee.cu": committee,
     "confusion.cu": confusion,
     "gather_patches.cu": gather,
     "kmeans_plusplus.cu": seeding,
@@ -97,3 +129,29 @@ def test_entropy_is_wrong_without_its_guards(
     assert guard in compile.source("patch_entropy.cu")
     monkeypatch.setattr(harness, "edit", lambda source: source.replace(guard, replaced))
     assert not entropy(scale, patches) <= 1.5 * tolerance
+
+
+@pytest.mark.parametrize(
+    ("file", "guard", "replaced"),
+    [
+        ("patch_classes.cu", " - largest[j][i]", ""),
+        ("patch_classes.cu", "? power * inverse[j][i] : 0.0f", "? power * inverse[j][i] : 0 * power"),
+        ("patch_classes.cu", "first + threadIdx.x < cells && ", ""),
+        ("patch_committee.cu", " - largest[i]", ""),
+        ("patch_committee.cu", " - own.x", ""),
+        ("patch_committee.cu", "fmaxf(p[i], LEAST)", "p[i]"),
+        ("patch_committee.cu", "counted[i] ? total[i] : 0.0f", "total[i]"),
+    ],
+)
+def test_a_missing_guard_is_noticed(
+    file: str, guard: str, replaced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"patch_classes.cu": classes, "patch_committee.cu": committee}[file]
+    assert error() <= 1e-5
+    assert guard in compile.source(file)
+    monkeypatch.setattr(harness, "edit", lambda source: source.replace(guard, replaced))
+    try:
+        wrong = not error() <= 1e-4
+    except AssertionError:  # of the counts
+        wrong = True
+    assert wrong

@@ -87,10 +87,12 @@ def test_other_flags_sources_and_compilers_make_other_files(
     shutil.copytree(compile.folder(), changed)
     with (changed / "cpu_gather.cpp").open("a") as file:
         file.write("// changed\n")
+    header = changed / "cpu.hpp"
     for count, change in enumerate(
         (
             lambda: monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-DANYTHING")),
             lambda: monkeypatch.setattr(compile, "folder", lambda: changed),
+            lambda: header.write_text(header.read_text() + "// changed\n"),
             lambda: compiler(f'exec {GPP} "$@"'),
             # what -march=native is, or another version
             lambda: compiler(f'[ "$out" ] || echo "another processor" >&2; exec {GPP} "$@"'),
