@@ -1,0 +1,218 @@
+"""Run folders gathered, checked to be comparable, and grouped by everything but the seed."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meal_gpu.config import SUPERVISED, Config
+from meal_gpu.errors import ConfigError, RunError
+from meal_gpu.report.table import load
+from meal_gpu.statistics import Array
+
+# They say where the pool lies, not what is chosen from it or how it is trained on
+_PLACES = ("root", "cache_gib", "pool_share")
+_SAME = ("dataset", "size", "grid")
+# A supervised run is the reference of runs that train the same network in the same way
+_NETWORK = ("architecture", "encoder_weights", "finetune")
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One run: `labelled` [K] patches of `patches`, `score` [K] the validation mIoU, `class_iou` [K, C]."""
+
+    name: str
+    config: Config
+    labelled: tuple[int, ...]
+    patches: int
+    score: Array
+    class_iou: Array
+    classes: tuple[str, ...]
+    device: str
+    commit: str
+
+    @property
+    def share(self) -> Array:
+        """[K], of the pool's patches."""
+        return np.asarray(self.labelled, dtype=np.float64) / self.patches
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in the seed alone, by ascending seed."""
+
+    label: str
+    curves: tuple[Curve, ...]
+
+    @property
+    def strategy(self) -> str:
+        return self.curves[0].config.strategy
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(curve.config.seed for curve in self.curves)
+
+    @property
+    def steps(self) -> int:
+        """How many steps all of its runs have."""
+        return min(len(curve.labelled) for curve in self.curves)
+
+    def scores(self, steps: int) -> Array:
+        """[n, steps], one row per seed."""
+        return np.stack([curve.score[:steps] for curve in self.curves])
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """Groups by label, the supervised runs apart, and what must be said of them."""
+
+    groups: tuple[Group, ...]
+    supervised: tuple[Group, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        return tuple(curve for group in (*self.groups, *self.supervised) for curve in group.curves)
+
+    def reference(self, group: Group) -> Group | None:
+        """The supervised runs of the same network, if there are any."""
+        wanted = network(group)
+        return next((other for other in self.supervised if network(other) == wanted), None)
+
+
+def network(group: Group) -> tuple[Any, ...]:
+    """What is trained, and whether all of it."""
+    return tuple(getattr(group.curves[0].config, key) for key in _NETWORK)
+
+
+def gather(paths: Sequence[Path]) -> Gathered:
+    """Read run folders, or folders of run folders.
+
+    Raises:
+        RunError: a folder without runs or with damaged records; two runs of one configuration and seed; pools
+            or classes that differ.
+        ConfigError: another dataset, size or grid.
+    """
+    return group([read(path) for path in find(paths)])
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """Run folders among `paths` and among their children, each once. Raises RunError where there are none."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        runs = [path]
+        if not (path / "config.toml").is_file():
+            runs = sorted(child.parent for child in path.glob("*/config.toml"))
+            if not runs:
+                raise RunError(
+                    f"{path} holds no run and no folder of runs (no config.toml, no */config.toml)"
+                )
+        found |= {run.resolve(): run for run in runs}
+    return list(found.values())
+
+
+def read(path: Path) -> Curve:
+    """A run folder as arrays. Raises RunError naming it."""
+    try:
+        run = load(path)
+        classes = tuple(run.steps[0]["class_iou"])
+        iou = [[step["class_iou"][name] for name in classes] for step in run.steps]
+        curve = Curve(
+            name=str(path), config=run.config, classes=classes,
+            labelled=tuple(int(step["labelled"]) for step in run.steps),
+            patches=int(run.steps[0]["patches"]),
+            score=np.array([step["mean_iou"] for step in run.steps], dtype=np.float64),
+            class_iou=np.array(iou, dtype=np.float64),  # None becomes NaN: the class did not occur
+            device=str(run.environment.get("device") or "unknown"),
+            commit=str(run.environment.get("commit") or "unknown"),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path}: the run's records cannot be read: {error!r}") from error
+    if not all(a < b for a, b in pairwise(curve.labelled)):
+        raise RunError(f"{path}: labelled patches do not increase from step to step: {curve.labelled}")
+    return curve
+
+
+def group(curves: Sequence[Curve]) -> Gathered:
+    """Check that runs can be compared, and group them. Raises as `gather` does."""
+    _require_same(curves)
+    by_configuration: dict[Hashable, list[Curve]] = defaultdict(list)
+    for curve in curves:
+        by_configuration[_key(curve.config)].append(curve)
+    members = [sorted(found, key=lambda curve: curve.config.seed) for found in by_configuration.values()]
+    for found in members:
+        for one, two in pairwise(found):
+            if one.config.seed == two.config.seed:
+                raise RunError(
+                    f"{one.name} and {two.name} have the same configuration and seed {one.config.seed}: "
+                    "a run that is repeated is no new sample, leave one out"
+                )
+            steps = min(len(one.labelled), len(two.labelled))
+            if one.labelled[:steps] != two.labelled[:steps]:
+                raise RunError(
+                    f"{one.name} labelled {one.labelled[:steps]} patches step by step, {two.name} "
+                    f"{two.labelled[:steps]}: runs that differ in the seed alone label equally many"
+                )
+    learned = _labelled([found for found in members if found[0].config.strategy != SUPERVISED])
+    supervised = _labelled([found for found in members if found[0].config.strategy == SUPERVISED])
+    if not learned:
+        raise RunError("only supervised runs were given: nothing to compare with them")
+    for this, other in pairwise(supervised):
+        if network(this) == network(other):
+            raise ConfigError(
+                f"{this.curves[0].name} and {other.curves[0].name} are supervised runs of one network "
+                f"({this.label}; {other.label}): only one of them can be the reference, leave one out"
+            )
+    return Gathered(learned, supervised, _notes(curves))
+
+
+def _key(config: Config) -> Hashable:
+    return tuple((k, v) for k, v in dataclasses.asdict(config).items() if k not in ("seed", *_PLACES))
+
+
+def _require_same(curves: Sequence[Curve]) -> None:
+    first = curves[0]
+    for other in curves[1:]:
+        for key in _SAME:
+            a, b = getattr(first.config, key), getattr(other.config, key)
+            if a != b:
+                raise ConfigError(
+                    f"{first.name} has {key} {a!r} and {other.name} {b!r}: compare runs of one {key}"
+                )
+        if first.classes != other.classes:
+            a, b = (", ".join(curve.classes) for curve in (first, other))
+            raise RunError(f"{first.name} has the classes {a} and {other.name} {b}: these cannot be compared")
+        if first.patches != other.patches:
+            raise RunError(
+                f"{first.name} has a pool of {first.patches} patches and {other.name} of {other.patches}: "
+                "compare runs on one pool"
+            )
+
+
+def _labelled(members: Sequence[list[Curve]]) -> tuple[Group, ...]:
+    """By the strategy, and whatever else differs between the groups."""
+    keys = [field.name for field in dataclasses.fields(Config) if field.name not in ("seed", *_PLACES)]
+    configs = [found[0].config for found in members]
+    differing = [
+        key for key in keys if key != "strategy" and len({getattr(config, key) for config in configs}) > 1
+    ]
+    groups = []
+    for found, config in zip(members, configs, strict=True):
+        more = ", ".join(f"{key}={getattr(config, key)}" for key in differing)
+        groups.append(Group(config.strategy + f" ({more})" * bool(more), tuple(found)))
+    return tuple(sorted(groups, key=lambda group: group.label))
+
+
+def _notes(curves: Sequence[Curve]) -> tuple[str, ...]:
+    roots = sorted({str(curve.config.root) for curve in curves})
+    if len(roots) == 1:
+        return ()
+    return (
+        f"The dataset was read from several places ({', '.join(roots)}); pool size and classes agree, "
+        "and it is taken to be the same.",
+    )

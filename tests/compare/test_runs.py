@@ -1,0 +1,134 @@
+"""Run folders found, read, checked and grouped."""
+
+import json
+from pathlib import Path
+
+import pytest
+from made_runs import CLASSES, folder
+
+from meal_gpu.compare import gather
+from meal_gpu.compare.runs import find
+from meal_gpu.compare.verdict import environment
+from meal_gpu.errors import ConfigError, MealGpuError, RunError
+
+
+def test_runs_are_found_in_folders_of_runs_each_once(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / "sweep" / name, name, 0, [0.1]) for name in ("b", "a")]
+    alone = folder(tmp_path / "c", "c", 0, [0.1])
+    (tmp_path / "sweep" / "notes").mkdir()
+    assert find([tmp_path / "sweep", alone, runs[0]]) == [runs[1], runs[0], alone]
+
+
+def test_runs_are_grouped_by_everything_but_the_seed(tmp_path: Path) -> None:
+    for seed in (2, 0, 1):
+        folder(tmp_path / f"e{seed}", "entropy", seed, [0.1, 0.2])
+        folder(tmp_path / f"m{seed}", "meal", seed, [0.1, 0.2])
+        folder(tmp_path / f"f{seed}", "meal", seed, [0.1, 0.2], finetune=True, candidates=300)
+        folder(tmp_path / f"s{seed}", "supervised", seed, [0.6], epochs=60)
+    found = gather([tmp_path])
+    assert [(group.label, group.seeds) for group in found.groups] == [
+        ("entropy (candidates=200, finetune=False)", (0, 1, 2)),
+        ("meal (candidates=200, finetune=False)", (0, 1, 2)),
+        ("meal (candidates=300, finetune=True)", (0, 1, 2)),
+    ]
+    assert [(group.label, group.seeds) for group in found.supervised] == [("supervised", (0, 1, 2))]
+    assert found.notes == ()
+
+
+def test_where_the_pool_lies_makes_no_group_but_is_said(tmp_path: Path) -> None:
+    folder(tmp_path / "0", "meal", 0, [0.1], root="/a", cache_gib=1.0)
+    folder(tmp_path / "1", "meal", 1, [0.1], root="/b", pool_share=0.0)
+    found = gather([tmp_path])
+    assert [group.seeds for group in found.groups] == [(0, 1)]
+    assert found.notes[0].startswith("The dataset was read from several places (/a, /b)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "camvid"}, "has dataset 'synthetic' and .*1 'camvid': compare runs of one dataset"),
+        ({"size": (96, 192)}, r"has size None and .*1 \(96, 192\)"),
+        ({"grid": (2, 4)}, r"has grid \(4, 4\) and .*1 \(2, 4\)"),
+        ({"classes": ("road", "car")}, "the classes road, sky and .*1 road, car"),
+        ({"patches": 3200}, "a pool of 1600 patches and .*1 of 3200"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_both_values(
+    changes: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    folder(tmp_path / "0", "meal", 0, [0.1])
+    folder(tmp_path / "1", "entropy", 0, [0.1], **changes)  # type: ignore[arg-type]
+    with pytest.raises((ConfigError, RunError), match=words):
+        gather([tmp_path])
+
+
+def test_a_repeated_run_is_no_new_sample(tmp_path: Path) -> None:
+    for name in "ab":
+        folder(tmp_path / name, "meal", 3, [0.1])
+    with pytest.raises(RunError, match=r"/a and .*/b have the same configuration and seed 3"):
+        gather([tmp_path])
+
+
+def test_only_supervised_runs_are_no_comparison(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="only supervised runs"):
+        gather([folder(tmp_path / "s", "supervised", 0, [0.5])])
+
+
+def test_damaged_and_foreign_folders_are_named(tmp_path: Path) -> None:
+    def metrics(path: Path, step: int = 0) -> Path:
+        return path / "steps" / f"{step:03d}" / "metrics.json"
+
+    def refused(path: Path, words: str) -> None:
+        with pytest.raises(MealGpuError, match=words) as caught:
+            gather([path])
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    (tmp_path / "photos").mkdir()
+    refused(tmp_path / "photos", "holds no run and no folder of runs")
+    refused(tmp_path / "nowhere", "holds no run and no folder of runs")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.toml").write_text("title = 'a website'")
+    refused(foreign, "unknown key title")
+    (foreign / "config.toml").write_text("strategy = 'meal'")
+    refused(foreign, "records cannot be read")
+    refused(folder(tmp_path / "empty", "meal", 0, []), "holds no complete step yet")
+    for name, text in (
+        ("broken", "{"),
+        ("list", "[1]"),
+        ("bare", json.dumps({"mean_iou": 0.5})),
+        (
+            "words",
+            json.dumps({"mean_iou": "x", "labelled": 1, "patches": 2, "class_iou": dict.fromkeys(CLASSES)}),
+        ),
+    ):
+        path = folder(tmp_path / name, "meal", 0, [0.1])
+        metrics(path).write_text(text)
+        refused(path, "records cannot be read")
+    path = folder(tmp_path / "still", "meal", 0, [0.1, 0.2])
+    metrics(path, 1).write_text(metrics(path, 0).read_text())
+    refused(path, r"labelled patches do not increase from step to step: \(32, 32\)")
+
+
+def test_the_seeds_of_a_strategy_label_equally_many(tmp_path: Path) -> None:
+    folder(tmp_path / "0", "meal", 0, [0.1, 0.2])
+    other = folder(tmp_path / "1", "meal", 1, [0.1, 0.2])
+    record = other / "steps" / "001" / "metrics.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"labelled": 50}))
+    with pytest.raises(RunError, match=r"labelled \(32, 64\) patches step by step, .*/1 \(32, 50\)"):
+        gather([tmp_path])
+
+
+def test_the_environment_is_said(tmp_path: Path) -> None:
+    one = folder(tmp_path / "0", "meal", 0, [0.1])
+    assert environment(gather([one])) == "Environment: A CPU, 2 cores; commit 0123456789ab."
+    two = folder(tmp_path / "1", "meal", 1, [0.1], commit="abc")
+    assert environment(gather([one, two])) == (
+        "Environment: A CPU, 2 cores; commit 0123456789ab, abc. The commits differ: timings are not compared."
+    )
+    (two / "env.json").write_text("{}")
+    assert (
+        "A CPU, 2 cores; unknown; commit 0123456789ab, unknown. The devices and commits differ"
+        in environment(gather([one, two]))
+    )
