@@ -16,8 +16,8 @@ from meal_gpu.errors import MealGpuError
 
 HERE = Path(__file__).parent
 # In this order, what a whole acquisition is made of comes before it
-ORDER = ("patch_entropy", "confusion", "gather", "kmeans_plusplus", "selection", "decode", "forward",
-         "neighbors", "umap", "scaling", "acquisition")  # fmt: skip
+ORDER = ("patch_entropy", "confusion", "gather", "kmeans_plusplus", "selection", "diversity", "decode",
+         "forward", "neighbors", "umap", "scaling", "acquisition")  # fmt: skip
 WIDTH = 200
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -20,7 +20,7 @@ from bench import frames, pipelines, trained
 from bench.harness import Case
 from bench.pipelines import Given, Network, Outcome, Pipeline
 from meal_gpu import ops, rng
-from meal_gpu.acquisition import ScoredPool, Settings, query
+from meal_gpu.acquisition import query
 from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
 from meal_gpu.images.opening import open_images
@@ -28,6 +28,7 @@ from meal_gpu.inference import default_precision
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Segmenter
+from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.scoring import ImageSet, score_pool
 from meal_gpu.timing import Stages
 

@@ -8,11 +8,11 @@ import torch
 
 from bench.bench_neighbors import clusters
 from bench.harness import Case
-from meal_gpu.acquisition import highest
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.ops import select_for
+from meal_gpu.strategies.base import highest
 
 PATCHES = (1_024, 10_240, 102_400, 1_024_000)
 MORE_PATCHES = 10_240_000

@@ -9,7 +9,7 @@ import torch
 
 from bench.ceiling import Work
 from bench.harness import Case
-from meal_gpu.acquisition import highest
+from meal_gpu.strategies.base import highest
 
 CANDIDATES = 200
 

@@ -1,24 +1,29 @@
-"""Rewrite the README's results from committed records and rows: `python -m bench.readme`."""
+"""Rewrite the README's tables from committed records, rows and the code: `python -m bench.readme`."""
 
 import re
 from pathlib import Path
 
 from bench import performance
 from bench.plot import draw
-from meal_gpu import report
+from meal_gpu import compare, report
 from meal_gpu.report import Run
+from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "runs" / "camvid-short"
-STRATEGIES = ("random", "entropy", "meal", "meal-ft")
+CAMVID = ("random", "entropy", "meal", "meal-ft")
+SWEEP = ROOT / "runs" / "synthetic-sweep"
 PLOT = ROOT / "docs" / "camvid-short.svg"
 
 
 def render(readme: str) -> str:
     """The README with its result blocks made anew from what is committed."""
-    runs = [report.load(RECORDS / name) for name in STRATEGIES]
+    runs = [report.load(RECORDS / name) for name in CAMVID]
     speed = performance.section(performance.committed()) + "\n\n"
-    for name, block in (("camvid", _camvid(runs)), ("performance", speed)):
+    blocks = {
+        "camvid": _camvid(runs), "strategies": _strategies(), "sweep": _sweep(), "performance": speed,
+    }  # fmt: skip
+    for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
         readme, count = pattern.subn(lambda match, block=block: match[1] + block + match[2], readme)
         assert count == 1, f"the README has {count} blocks called {name}"
@@ -31,8 +36,8 @@ def _camvid(runs: list[Run]) -> str:
     rows = [["strategy", *head], ["---"] + ["--:"] * len(head)]
     rows += [[run.config.strategy, *(f"{s['mean_iou']:.3f}" for s in run.steps)] for run in runs]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    command = " ".join(first.environment["command"]).replace(f"strategy {STRATEGIES[0]}", "strategy NAME")
-    command = command.replace(f"/{STRATEGIES[0]}", "/NAME")
+    command = " ".join(first.environment["command"]).replace(f"strategy {CAMVID[0]}", "strategy NAME")
+    command = command.replace(f"/{CAMVID[0]}", "/NAME")
     commits = sorted({str(run.environment["commit"]) for run in runs})
     devices = sorted({f"{run.environment['device']}, {run.environment['threads']} thread" for run in runs})
     config = first.config
@@ -47,10 +52,37 @@ def _camvid(runs: list[Run]) -> str:
     )
 
 
+def _strategies() -> str:
+    lines = ["| strategy | what it takes | source |", "|---|---|---|"]
+    for name, strategy in STRATEGIES.items():
+        mark = " \\*" if name in MEASURES else ""
+        lines.append(f"| `{name}`{mark} | {strategy.summary} | {strategy.source} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _sweep() -> str:
+    """The parts of the comparison that fit a page; the rest is in the committed compare.md."""
+    runs = sorted(path.parent for path in SWEEP.glob("*/config.toml"))
+    first = report.load(runs[0])
+    text = compare.markdown(compare.compare(compare.gather([SWEEP])))
+    intro, *sections = text.split("\n## ")
+    verdict = next(line for line in intro.splitlines() if line.startswith("**Verdict"))
+    environment = next(line for line in intro.splitlines() if line.startswith("Environment"))
+    shown = [section.partition("\n\n") for section in sections if section.startswith(("Strategies", "Pairs"))]
+    tables = "\n\n".join(f"**{title}**\n\n{body.strip()}" for title, _, body in shown)
+    config = first.config
+    return (
+        f"The drawn scenes, {config.epochs} epochs after each of {len(first.steps) - 1} steps. "
+        f"{environment}\n\n"
+        f"{verdict}\n\n{tables}\n\nThe records, the whole comparison and the report lie in "
+        "`runs/synthetic-sweep`; `python -m bench.readme` makes this block from them.\n\n"
+    )
+
+
 def main() -> None:
     readme = ROOT / "README.md"
     PLOT.parent.mkdir(exist_ok=True)
-    report.plot([RECORDS / name for name in STRATEGIES], PLOT)
+    report.plot([RECORDS / name for name in CAMVID], PLOT)
     for device, rows in performance.committed().items():
         draw(rows, performance.PLOTS[device])
     readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")

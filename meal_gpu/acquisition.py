@@ -3,7 +3,9 @@
 Nothing here can reach a label.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,30 +23,9 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
-from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
+from meal_gpu.pool import FEATURES, ScoredPool, Settings
+from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies.base import Selection
-
-SHARED = "shared"
-FEATURES = ("crop", SHARED)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a query is made; the manifold's are those of `Manifold.fit`.
-
-    `features` are those of the patch's own pixels ("crop", as in the paper), or what the pass that scores the
-    whole image says of the patch ("shared", one pass for both).
-    """
-
-    candidates: int = 200
-    features: str = "crop"
-    seed: int = 0
-    step: int = 1
-    neighbors: int = 15
-    min_dist: float = 0.1
-    dimension: int = 2
-    build: str = "auto"
-    deterministic: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,10 +36,11 @@ class Query:
         patch_ids: [n] int64, on the CPU.
         names: the image of each, as the ledger calls it.
         boxes: [n, 4] int64 pixels: left, top, right, bottom (exclusive).
-        scores: [n] float32 entropy in nats, NaN where the strategy did not ask for it.
-        embedding: [n, d] float32, or None where the strategy has none.
+        scores: [n] float32 what they were ranked by (entropy in nats), NaN where the strategy ranks nothing.
+        embedding: [n, d] float32, NaN for what was drawn; None where the strategy has none.
         pool_scores: [P] float32 of the whole pool, or None.
         candidates: [M] int64 embedded patches and their [M, d] coordinates, or None.
+        control: how many, at the end, were not chosen by the strategy but drawn uniformly.
     """
 
     patch_ids: torch.Tensor
@@ -68,6 +50,7 @@ class Query:
     embedding: torch.Tensor | None = None
     pool_scores: torch.Tensor | None = None
     candidates: tuple[torch.Tensor, torch.Tensor] | None = None
+    control: int = 0
 
     def __len__(self) -> int:
         return len(self.patch_ids)
@@ -81,6 +64,8 @@ class Query:
         }  # fmt: skip
         if self.embedding is not None:
             columns |= {f"embedding_{axis}": values for axis, values in enumerate(self.embedding.numpy().T)}
+        if self.control:
+            columns["arm"] = ["strategy"] * (len(self) - self.control) + ["control"] * self.control
         return pd.DataFrame(columns)
 
     def to_parquet(self, path: str | Path) -> None:
@@ -88,116 +73,32 @@ class Query:
         self.to_frame().to_parquet(path, index=False)
 
 
-def highest(scores: torch.Tensor, of: torch.Tensor, n: int) -> torch.Tensor:
-    """The n patches of highest score among `of` [U] int64 ascending, by `scores` [P]; -> [min(n, U)].
+def draw_control(ledger: Ledger, n: int, seed: int, step: int) -> torch.Tensor:
+    """[n] patches drawn uniformly, before any strategy chooses: a fair sample of the unlabelled ones."""
+    unlabelled = ledger.unlabelled()
+    order = rng.uniforms(seed, step, "control", len(unlabelled)).argsort(stable=True)
+    return unlabelled[order[:n].to(unlabelled.device)]
 
-    Equal scores: the lower id first. NaN comes before any number.
+
+def query(pool: ScoredPool, strategy: str, ledger: Ledger, control: torch.Tensor | None = None) -> Query:
+    """Let `strategy` choose from `pool`, and put the patches `control` [m] behind.
+
+    Raises:
+        MealGpuError: the model's output is not finite.
     """
-    order = scores[of].argsort(descending=True, stable=True)
-    return of[order[:n]]
-
-
-class ScoredPool:
-    """The pool as a strategy sees it (`strategies.base.Pool`): all is computed when first asked for.
-
-    Patches in `excluded` [E] are not chosen. `scored` and `everything`, all patches' features [P, D],
-    are not computed where they are given. Nothing here waits for the device where the images live on it;
-    `require_finite` does, at the end.
-    """
-
-    def __init__(
-        self, images: ImageSet, model: Network, ledger: Ledger, n: int, settings: Settings,
-        manifold: Manifold | None = None, advance: Advance = lambda _: None,
-        *, excluded: torch.Tensor | None = None, scored: Scored | None = None,
-        everything: torch.Tensor | None = None,
-    ) -> None:  # fmt: skip
-        self._images = images
-        self._model = model
-        self._grid = ledger.grid
-        self._names = ledger.names
-        self._settings = settings
-        self._manifold = manifold
-        self.fitted: Manifold | None = None  # Φ, where it was fitted here
-        self._advance = advance
-        unlabelled = ledger.unlabelled().to(images.device)
-        if excluded is not None:
-            unlabelled = unlabelled[~torch.isin(unlabelled, excluded.to(images.device))]
-        self.unlabelled = unlabelled
-        self.n = min(n, len(self.unlabelled))
-        self.ops = images.ops
-        self.scored = scored
-        self._described: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._everything = everything  # the features of every patch, once they were asked for
-
-    def scores(self) -> torch.Tensor:
-        return self._scored().scores
-
-    def _scored(self) -> Scored:
-        if self.scored is None:
-            shared = self._settings.features == SHARED
-            self.scored = score_pool(
-                self._images, self._model, self._grid, features=shared, advance=self._advance
-            )
-        return self.scored
-
-    def candidates(self) -> torch.Tensor:
-        return highest(self.scores(), self.unlabelled, self._settings.candidates)
-
-    def features(self, patches: torch.Tensor) -> torch.Tensor:
-        if self._settings.features == SHARED:
-            shared = self._scored().features
-            assert shared is not None
-            features = shared[patches.to(shared.device)]
-        elif self._everything is not None:
-            return self._everything[patches.to(self._everything.device)]
-        else:
-            features = patch_features(self._images, patches, self._model, self._grid)
-        self._described.append((features, patches))
-        return features
-
-    def require_finite(self) -> None:
-        """Raises MealGpuError naming the image where a score or feature so far is not finite."""
-        if self.scored is not None:
-            require_finite(self.scored.scores, self._grid, self._names)
-        for features, patches in self._described:
-            require_finite(features.sum(dim=1), self._grid, self._names, patches)
-
-    def manifold(self) -> Manifold:
-        if self._manifold is None:
-            everything = torch.arange(len(self._images) * self._grid.patches_per_image)
-            features = self.features(everything)
-            self._everything = features
-            self.require_finite()
-            seed = rng.integer(self._settings.seed, 0, "manifold")
-            self._manifold = self.fitted = self._fit(features, seed)
-        return self._manifold
-
-    def fit_manifold(self, features: torch.Tensor) -> Manifold:
-        return self._fit(features, rng.integer(self._settings.seed, self._settings.step, "manifold"))
-
-    def _fit(self, features: torch.Tensor, seed: int) -> Manifold:
-        s = self._settings
-        return Manifold.fit(
-            features, seed=seed, neighbors=s.neighbors, min_dist=s.min_dist, dimension=s.dimension,
-            build=s.build, deterministic=s.deterministic, check=False, ops=self.ops,
-        )  # fmt: skip
-
-    def uniforms(self, purpose: str, n: int) -> torch.Tensor:
-        return rng.uniforms(self._settings.seed, self._settings.step, purpose, n)
-
-
-def query(pool: ScoredPool, strategy: str, ledger: Ledger) -> Query:
-    """Let `strategy` choose from `pool`. Raises MealGpuError where the model's output is not finite."""
     try:
         selection = strategies.get(strategy).select(pool)
     except Exception:
         pool.require_finite()  # the cause, perhaps
         raise
     pool.require_finite()
-    return describe(selection, ledger, pool.scored.scores if pool.scored else None)
+    if control is None or not len(control):
+        return describe(selection, ledger)
+    patches = torch.cat([selection.patches, control.to(selection.patches.device)])
+    return replace(describe(replace(selection, patches=patches), ledger), control=len(control))
 
 
-def describe(selection: Selection, ledger: Ledger, scores: torch.Tensor | None) -> Query:
+def describe(selection: Selection, ledger: Ledger) -> Query:
     """A selection with what a person needs to find the patches."""
     patches = selection.patches.cpu()
     image, _, _ = ledger.grid.locate(patches)
@@ -205,8 +106,10 @@ def describe(selection: Selection, ledger: Ledger, scores: torch.Tensor | None) 
     if selection.embedded is not None and selection.embedding is not None:
         candidates = (selection.embedded.cpu(), selection.embedding.cpu())
         ascending, order = candidates[0].sort()
-        embedding = candidates[1][order[torch.searchsorted(ascending, patches)]]
-    scores = None if scores is None else scores.cpu()
+        at = torch.searchsorted(ascending, patches).clamp(max=len(ascending) - 1)
+        embedding = candidates[1][order[at]]
+        embedding[ascending[at] != patches] = torch.nan  # drawn, not embedded
+    scores = None if selection.scores is None else selection.scores.cpu()
     return Query(
         patch_ids=patches,
         names=tuple(ledger.names[i] for i in image),
@@ -237,6 +140,10 @@ def acquire(
     pool_share: float = SHARE,
     device: str | torch.device | None = None,
     ops: str = "auto",
+    measure: str = "entropy",
+    members: Sequence[nn.Module] = (),
+    passes: int = 8,
+    temperature: float = 1.0,
 ) -> Query:
     """Choose the n patches of a pool that a person should label next.
 
@@ -262,17 +169,25 @@ def acquire(
         pool_share: of the free memory, for the images; files that take more are decoded anew in every pass.
         device: where to compute; None: where the model is.
         ops: "auto" (the fastest that works on `device`), "reference", "cpu" or "cuda".
+        measure: a name in `meal_gpu.strategies.MEASURES` that proposes candidates.
+        members: further networks of the ensemble, for the measure and strategy of that name.
+        passes: with dropout, for mc-entropy and bald.
+        temperature: that logits are divided by before the softmax.
 
     Raises:
         InputError: images, n or ledger that do not fit together, or a model that cannot be adapted.
-        ConfigError: an unknown strategy.
+        ConfigError: an unknown strategy or measure.
         DataError: an image file that cannot be used; it is named.
         UnavailableError: ops or a device that are not there.
         MealGpuError: the model's output is not finite; the image is named.
     """
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
-    strategies.get(strategy)
+    needs = strategies.needed(strategy, measure)
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be above 0, got {temperature}")
+    if passes < 1:
+        raise InputError(f"passes must be at least 1, got {passes}")
     for what, value, known in (
         ("features", features, FEATURES), ("precision", precision, ("auto", *PRECISIONS)),
     ):  # fmt: skip
@@ -289,13 +204,17 @@ def acquire(
             f"but {len(source)} of {source.size[0]}×{source.size[1]} were given"
         )
     settings = Settings(
-        candidates=max(candidates, n), features=features, seed=seed, step=max(1, ledger.last_step() + 1)
-    )
+        candidates=max(candidates, n), features=features, seed=seed, step=max(1, ledger.last_step() + 1),
+        measure=measure, passes=passes, temperature=temperature,
+    )  # fmt: skip
     image_set = ImageSet(
         source, select_for(where, ops),
         precision=default_precision(where) if precision == "auto" else precision, batch_size=batch_size,
     )  # fmt: skip
-    pool = ScoredPool(image_set, network, ledger, n, settings, manifold)
+    pool = ScoredPool(
+        image_set, network, ledger, n, settings, manifold, needs=needs,
+        members=[adapt(member, layer=layer) for member in members],
+    )  # fmt: skip
     return query(pool, strategy, ledger)
 
 

@@ -49,9 +49,17 @@ def run(
     preset: Annotated[str | None, typer.Option(help="A row of the paper's Table 1, such as camvid.")] = None,
     config: Annotated[Path | None, typer.Option(help="A .toml or .yaml file of settings.")] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="random, entropy, meal, meal-ft, or supervised (the baseline).")
+        str | None,
+        typer.Option(help="See `meal-gpu strategies`; or supervised, the baseline. Of a sweep: a,b,c."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all randomness.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0..4", help="A sweep over seeds: 0..4 (both ends), 0,2,5 or 3.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Of a sweep: runs at once. On a GPU they share its memory.", show_default="1"),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Acquisition steps, in place of the budget.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs after each step, also the last.")] = None,
     size: SizeOption = None,
@@ -71,10 +79,18 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/…")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Also log to tensorboard, wandb or mlflow; repeat it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; of a sweep, theirs.", show_default="runs/…")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue what is in --out.")] = False,
 ) -> None:
-    """Run active learning: train, evaluate, acquire, label; then write a report."""
+    """Run active learning: train, evaluate, acquire, label; then write a report.
+
+    Several strategies or seeds are a sweep: a run for each pair, in a folder of its own.
+    """
     changes = {
         "root": str(root) if root else None, "strategy": strategy, "seed": seed, "steps": steps,
         "epochs": epochs, "final_epochs": epochs, "size": _size(size), "architecture": architecture,
@@ -84,30 +100,61 @@ def run(
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     parsed = commands.key_values("--set", settings or [])
     given |= {key.replace("-", "_"): value for key, value in parsed.items()}
+    given |= {"dataset": dataset} if resume and dataset else {}
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the folder of the run to continue")
+    from meal_gpu.sweep import request
+
+    if request.is_asked(str(given.get("strategy", "")), seeds, resume, out):
+        _sweep(preset, dataset, config, given, seeds, jobs or 1, track or [], out, resume)
+        return
+    if jobs is not None:
+        raise ConfigError("--jobs is for a sweep: give --seeds, or several strategies")
     if resume:
-        if out is None:
-            raise ConfigError("--resume needs --out, the folder of the run to continue")
         from meal_gpu.record import RunFolder
 
-        given |= {"dataset": dataset} if dataset else {}
+        assert out is not None
         chosen = RunFolder.resume(out).config.replace(**given)
     else:
         chosen = _base(preset, dataset, config, given.get("strategy")).replace(**given)
     target = out or Path("runs") / f"{chosen.dataset}-{chosen.strategy}-{chosen.seed}"
 
-    from meal_gpu import experiment, report
+    from meal_gpu import experiment, report, tracking
     from meal_gpu.progress import Terminal
 
+    trackers = tracking.open_trackers(track or [], target, resume=resume)
     try:
-        folder = experiment.run(chosen, target, resume=resume, monitor=Terminal())
+        folder = experiment.run(chosen, target, resume=resume, monitor=Terminal(), trackers=trackers)
     except KeyboardInterrupt:
         typer.echo(
             f"meal-gpu: stopped; complete steps are kept: meal-gpu run --out {target} --resume", err=True
         )
         sys.exit(130)
+    finally:
+        for tracker in trackers:
+            tracker.close()
     page = report.write([folder.path])
     typer.echo(report.text([folder.path]))
     typer.echo(f"report: {page}")
+
+
+def _sweep(
+    preset: str | None, dataset: str | None, config: Path | None, given: dict[str, Any], seeds: str | None,
+    jobs: int, track: list[str], out: Path | None, resume: bool,
+) -> None:  # fmt: skip
+    from meal_gpu.sweep import command, request
+
+    strategy, seed = (given.pop(key, None) for key in ("strategy", "seed"))
+    if seed is not None and seeds is not None:
+        raise ConfigError(f"--seed {seed} and --seeds {seeds} exclude each other: choose one")
+    stored = request.read(out) if resume and out else None
+    whole = preset is not None or config is not None
+    base = stored.base if stored and not whole else _base(preset, dataset, config, None)
+    names = None if strategy is None else str(strategy)
+    seeds = seeds if seed is None else str(seed)
+    asked = request.build(base, given, strategy=names, seeds=seeds, stored=stored)
+    target = out or Path("runs") / f"{asked.base.dataset}-sweep"
+    sys.exit(command.execute(asked, target, resume=resume, jobs=jobs, track=track))
 
 
 def _base(preset: str | None, dataset: str | None, file: Path | None, strategy: str | None) -> "Config":

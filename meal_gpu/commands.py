@@ -36,6 +36,7 @@ def acquire(
         str, typer.Option("--budget", "-n", help="32patches, 2%, 5000clicks or 6h.")
     ] = "32patches",
     strategy: Annotated[str, typer.Option(help="See `meal-gpu strategies`.")] = "meal",
+    measure: Annotated[str, typer.Option(help="What proposes candidates, as listed there.")] = "entropy",
     ledger: LedgerOption = Path("pool.parquet"),
     out: Annotated[Path, typer.Option(help="Query folder to write.")] = Path("query"),
     classes: Annotated[Path | None, typer.Option(help="A classes.txt: one name per line.")] = None,
@@ -77,17 +78,18 @@ def acquire(
     from torch.nn import Module
 
     from meal_gpu import checkpoint as checkpoints
-    from meal_gpu.acquisition import FEATURES
     from meal_gpu.annotate.asking import ask
     from meal_gpu.annotate.plan import Plan
     from meal_gpu.data.folder import read_classes
+    from meal_gpu.pool import FEATURES
     from meal_gpu.progress import Terminal
 
     if features not in FEATURES:
         raise ConfigError(f"features is {features!r}; known: {', '.join(FEATURES)}")
     names = read_classes(classes)[0] if classes else None
     plan = Plan(
-        budget=amount, strategy=strategy, seed=seed, grid=rows, candidates=candidates, features=features,
+        budget=amount, strategy=strategy, measure=measure, seed=seed, grid=rows, candidates=candidates,
+        features=features,
         size=pair(size, "size"), window=pair(window, "window"), overlap=overlap, valid=valid, classes=names,
         cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer,
         precision=precision, device=device, ops=ops,

@@ -24,7 +24,9 @@ _CHOICES = {
     "ops": ("auto", "reference", "cpu", "cuda"),
     "manifold_build": ("auto", "exact", "brute_force_knn", "nn_descent"),
 }
-_POSITIVE = ("initial_images", "query_size", "candidates", "epochs", "validate_every", "manifold_dimension")
+_POSITIVE = (
+    "initial_images", "query_size", "candidates", "passes", "epochs", "validate_every", "manifold_dimension",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,10 @@ class Config:
     initial_images: int = 2  # all patches of these are labelled at step 0
     query_size: int = 32  # N
     candidates: int = 200  # N_I
+    measure: str = "entropy"  # that proposes candidates, see `meal-gpu strategies`
+    passes: int = 8  # with dropout, for mc-entropy and bald
+    members: int = 4  # of the ensemble, each of which is trained, for the measure of that name
+    control_share: float = 0.0  # of a query, for patches drawn uniformly: an unbiased look at the pool
     features: str = "crop"  # of a patch's own pixels; shared: of the pass over whole images that scores them
     budget: float = 0.05  # share of the pool's patches; the number of steps is rounded to the nearest
     steps: int | None = None  # overrides budget
@@ -88,7 +94,7 @@ class Config:
                 f"ops 'cpu' cannot work with device {self.device!r}: use --device cpu, or --ops reference"
             )
         least = dict.fromkeys(_POSITIVE, 1) | {
-            "seed": 0, "decay_every": 0, "final_epochs": 0, "manifold_neighbors": 2,
+            "seed": 0, "members": 2, "decay_every": 0, "final_epochs": 0, "manifold_neighbors": 2,
             "batch_size": 2,  # BatchNorm cannot train on one image
             "manifold_limit": self.manifold_dimension + 2,
         }  # fmt: skip
@@ -106,6 +112,8 @@ class Config:
             raise ConfigError(
                 f"candidates is {self.candidates}, below query_size {self.query_size}: raise it"
             )
+        if not 0 <= self.control_share < 1:
+            raise ConfigError(f"control_share is {self.control_share}; it must be at least 0 and below 1")
         if not 0 <= self.pool_share <= 1:
             raise ConfigError(f"pool_share is {self.pool_share}; it must be between 0 and 1")
         if not self.learning_rate > 0:

@@ -6,28 +6,36 @@ k - 1. Each step then trains from scratch on everything labelled so far and is r
 
 import dataclasses
 import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from meal_gpu import config as configs
-from meal_gpu import data, models, rng, strategies
-from meal_gpu.acquisition import SHARED, Query, ScoredPool, Settings, describe, query
+from meal_gpu import models, rng, strategies
+from meal_gpu.acquisition import Query, describe, draw_control, query
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
-from meal_gpu.evaluate import Evaluation, evaluate
 from meal_gpu.frame import nearest
 from meal_gpu.grid import Grid
+from meal_gpu.learner import (
+    Learner,
+    calibrate,
+    control_estimate,
+    known,
+    load_learner,
+    new_model,
+    train_members,
+    train_step,
+)  # fmt: skip
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
-from meal_gpu.models import Segmenter
+from meal_gpu.pool import SHARED, ScoredPool, Settings
 from meal_gpu.preparation import (
     Experiment,
     Monitor,
     Silent,
-    cache_bytes,
     initial_images,
     is_supervised,
     load,
@@ -37,14 +45,19 @@ from meal_gpu.record import RunFolder, write
 from meal_gpu.scoring import patch_features, shared_features
 from meal_gpu.strategies.base import Selection
 from meal_gpu.timing import Stages
-from meal_gpu.train import Schedule, Trained, train
+from meal_gpu.tracking import Tracker, flatten
+from meal_gpu.train import Trained
 
 
-def run(config: Config, out: Path, *, resume: bool = False, monitor: Monitor | None = None) -> RunFolder:
+def run(
+    config: Config, out: Path, *, resume: bool = False, monitor: Monitor | None = None,
+    trackers: Sequence[Tracker] = (),
+) -> RunFolder:  # fmt: skip
     """Run, or continue, one experiment in the folder `out`.
 
     With `resume`, `out` must hold a run of the same configuration; it goes on after its last complete step
-    and makes the queries that a run without a stop would have made.
+    and makes the queries that a run without a stop would have made. Every complete step is given to
+    `trackers`, which stay open.
 
     Raises:
         ConfigError: an impossible setting, or one that differs from the run to be continued.
@@ -55,7 +68,7 @@ def run(config: Config, out: Path, *, resume: bool = False, monitor: Monitor | N
     monitor = monitor or Silent()
     config = resolve(config)
     if config.strategy != configs.SUPERVISED:
-        strategies.get(config.strategy)
+        strategies.needed(config.strategy, config.measure)
     folder = RunFolder.resume(out) if resume else None
     if folder:
         _same(config, folder)
@@ -64,7 +77,7 @@ def run(config: Config, out: Path, *, resume: bool = False, monitor: Monitor | N
     experiment = load(config, monitor)
     if folder is None:
         folder = RunFolder.create(out, config, experiment.pool.device)
-    _steps(experiment, folder, monitor)
+    _steps(experiment, folder, monitor, trackers)
     return folder
 
 
@@ -84,7 +97,7 @@ def initial_patches(grid: Grid, images: int, count: int, seed: int) -> torch.Ten
     return (first[:, None] + torch.arange(grid.patches_per_image)).flatten()
 
 
-def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> None:
+def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor, trackers: Sequence[Tracker]) -> None:
     config, grid = experiment.config, experiment.grid
     done = len(folder.completed())
     initial = initial_images(config, experiment.dataset)
@@ -99,44 +112,41 @@ def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> None:
         ledger = Ledger.create(grid, experiment.dataset.train.names, device=nearest(experiment.pool.device))
     if done > last:
         return
-    model: Segmenter | None = None
-    if done:
-        model = _new_model(experiment, done - 1)
-        models.load(model, folder.step(done - 1) / "model.safetensors")
+    learner = load_learner(experiment, folder, done - 1) if done else None
     manifold = None
-    if not is_supervised(config) and strategies.get(config.strategy).needs_manifold:
+    if not is_supervised(config) and strategies.get(config.strategy).manifold:
         manifold = _manifold(experiment, folder, monitor)
     for step in range(done, last + 1):
         if step and not len(ledger.unlabelled()):
             break
         stages = Stages(experiment.pool.device)
+        more: dict[str, Any] = {}
         with stages("acquire"):
-            if model is None:
-                chosen = describe(Selection(first), ledger, None)
+            if learner is None:
+                chosen = describe(Selection(first), ledger)
             else:
-                chosen = _acquire(experiment, model, manifold, ledger, step, monitor)
+                chosen = acquire(experiment, learner, manifold, ledger, step, monitor)
+        if learner is not None and chosen.control:
+            with stages("control"):
+                more["control"] = control_estimate(experiment, learner, chosen)
         ledger.label(chosen.patch_ids, step)
         ended = step == last or not len(ledger.unlabelled())
-        model = _new_model(experiment, step)
-        trained = _train(experiment, model, ledger, step, ended, stages, monitor)
+        model = new_model(experiment, step)
+        trained = train_step(experiment, model, ledger, step, ended, stages, monitor)
         assert trained.evaluation is not None
+        learner = Learner(model, [] if ended else train_members(experiment, ledger, step, stages, monitor))
+        if not is_supervised(config) and strategies.get(config.strategy).calibrated:
+            with stages("calibrate"):
+                more["calibration"] = calibrate(experiment, learner, ledger, step)
         with stages("record"):
-            metrics = _record(experiment, folder, step, model, chosen, ledger, trained)
+            metrics = _record(experiment, folder, step, learner, chosen, ledger, trained, more)
         folder.log("step", step=step, seconds={k: round(v, 3) for k, v in stages.seconds.items()})
+        for tracker in trackers:
+            tracker.log(flatten(metrics, stages.seconds), step)
         monitor.line(
             f"step {step}: {metrics['labelled']} patches ({metrics['share']:.2%}), "
             f"mIoU {trained.evaluation.mean_iou:.4f} at epoch {metrics['epoch']}"
         )
-
-
-def _new_model(experiment: Experiment, step: int) -> Segmenter:
-    """From scratch: the pretrained encoder and a fresh decoder."""
-    model = experiment.builder(rng.integer(experiment.config.seed, step, "decoder")).to(
-        experiment.pool.device
-    )
-    if not experiment.config.finetune:
-        model.freeze_encoder()
-    return model
 
 
 def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Manifold:
@@ -149,7 +159,7 @@ def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Ma
     stages = Stages(experiment.pool.device)
     patches = torch.arange(len(experiment.pool) * experiment.grid.patches_per_image)
     with monitor.stage("features of the pool", len(patches)) as advance, stages("features"):
-        model = _new_model(experiment, 0)
+        model = new_model(experiment, 0)
         if config.features == SHARED:
             features = shared_features(experiment.pool, model, experiment.grid, advance)
         else:
@@ -175,19 +185,27 @@ def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Ma
     return manifold
 
 
-def _acquire(
-    experiment: Experiment, model: Segmenter, manifold: Manifold | None, ledger: Ledger, step: int,
+def acquire(
+    experiment: Experiment, learner: Learner, manifold: Manifold | None, ledger: Ledger, step: int,
     monitor: Monitor,
 ) -> Query:  # fmt: skip
+    """The query of step `step`; its scores and embedding are put into the ledger."""
     config = experiment.config
     settings = Settings(
         candidates=config.candidates, seed=config.seed, step=step, neighbors=config.manifold_neighbors,
         min_dist=config.manifold_min_dist, dimension=config.manifold_dimension, features=config.features,
-        build=config.manifold_build, deterministic=config.manifold_deterministic,
+        build=config.manifold_build, deterministic=config.manifold_deterministic, measure=config.measure,
+        passes=config.passes, temperature=learner.temperature,
     )  # fmt: skip
+    n = round(config.control_share * config.query_size)
+    drawn = draw_control(ledger, n, config.seed, step)
     with monitor.stage(f"step {step}: query", len(experiment.pool)) as advance:
-        pool = ScoredPool(experiment.pool, model, ledger, config.query_size, settings, manifold, advance)
-        chosen = query(pool, config.strategy, ledger)
+        pool = ScoredPool(
+            experiment.pool, learner.model, ledger, config.query_size - n, settings, manifold, advance,
+            excluded=drawn, needs=strategies.needed(config.strategy, config.measure),
+            members=learner.members,
+        )  # fmt: skip
+        chosen = query(pool, config.strategy, ledger, drawn)
     if chosen.pool_scores is not None:
         ledger.set_scores(chosen.pool_scores)
     if chosen.candidates is not None:
@@ -195,52 +213,27 @@ def _acquire(
     return chosen
 
 
-def _train(
-    experiment: Experiment, model: Segmenter, ledger: Ledger, step: int, ended: bool, stages: Stages,
-    monitor: Monitor,
-) -> Trained:  # fmt: skip
-    config = experiment.config
-    epochs = (config.final_epochs if ended else None) or config.epochs
-    schedule = Schedule(
-        epochs=epochs, batch_size=config.batch_size, learning_rate=config.learning_rate,
-        decay_every=config.decay_every, keep=config.keep, validate_every=config.validate_every,
-        precision=config.precision, cache_bytes=cache_bytes(config),
-    )  # fmt: skip
-
-    def validate() -> Evaluation:
-        with stages("validate"):
-            return evaluate(experiment.validation, experiment.validation_labels, model, data.VOID)
-
-    with monitor.stage(f"step {step}: train", epochs) as advance, stages("train"):
-        return train(
-            model, ledger.labelled(), experiment.oracle, schedule, seed=config.seed, step=step,
-            validate=validate, advance=advance,
-        )  # fmt: skip
-
-
-def _known(figure: float) -> float | None:
-    """NaN is no JSON."""
-    return None if math.isnan(figure) else figure
-
-
 def _record(
-    experiment: Experiment, folder: RunFolder, step: int, model: Segmenter, chosen: Query, ledger: Ledger,
-    trained: Trained,
+    experiment: Experiment, folder: RunFolder, step: int, learner: Learner, chosen: Query, ledger: Ledger,
+    trained: Trained, more: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     assert trained.evaluation is not None
     labelled = len(ledger.labelled())
     metrics = {
         "step": step, "labelled": labelled, "patches": len(ledger), "share": labelled / len(ledger),
-        "mean_iou": _known(trained.evaluation.mean_iou),
+        "mean_iou": known(trained.evaluation.mean_iou),
         "class_iou": {
-            name: _known(iou)
+            name: known(iou)
             for name, iou in zip(experiment.dataset.classes, trained.evaluation.class_iou, strict=True)
         },
         "epoch": trained.epoch,
-        "history": [{key: _known(value) for key, value in row.items()} for row in trained.history],
+        "history": [{key: known(value) for key, value in row.items()} for row in trained.history],
+        **more,
     }  # fmt: skip
     with folder.writing(folder.step(step)) as aside:
-        models.save(model, aside / "model.safetensors")
+        models.save(learner.model, aside / "model.safetensors")
+        for number, member in enumerate(learner.members, 1):
+            models.save(member, aside / f"member-{number:02d}.safetensors")
         chosen.to_parquet(aside / "query.parquet")
         ledger.write(aside / "ledger.parquet")
         write(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")

@@ -5,14 +5,13 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from meal_gpu.errors import MealGpuError
 from meal_gpu.grid import Grid
 from meal_gpu.images.sources import Images, Resident, windows
 from meal_gpu.inference import Graphed, autocast, for_inference
 from meal_gpu.models import Encoded, Network, Output, Segmenter
-from meal_gpu.ops import Ops
+from meal_gpu.ops import Ops, PatchClasses
 
 Advance = Callable[[int], None]
 
@@ -26,10 +25,16 @@ _GRAPH_FROM = 8
 
 
 class Scored(NamedTuple):
-    """`scores` [P] float32, the mean entropy in nats by patch id; `features` [P, D] float32, or None."""
+    """What a pass says of the pool's patches, by patch id; None where it was not asked for.
+
+    `scores` [P] float32, the mean of a measure, in nats for the entropy; `features` [P, D] float32; `classes`
+    [P, C], see `ops.PatchClasses`; `boundary` [P] float32, the length of the predicted boundaries in pixels.
+    """
 
     scores: torch.Tensor
-    features: torch.Tensor | None
+    features: torch.Tensor | None = None
+    classes: PatchClasses | None = None
+    boundary: torch.Tensor | None = None
 
 
 def default_batch(device: torch.device) -> int:
@@ -78,13 +83,13 @@ class ImageSet:
         """Yield (images, logits and features) batch by batch, in order."""
         ready = for_inference(model, self.precision, self.device)
         if isinstance(ready, Segmenter) and ready.frozen:
-            for batch, encoded in self._encodings(ready):
+            for batch, encoded in self.encodings(ready):
                 with autocast(self.device, self.precision):
                     logits = ready.decode(encoded)
                 yield batch, Output(logits, encoded.deep)
             return
         graphed: Graphed | None = None
-        for batch, pixels in self._normalised(ready):
+        for batch, pixels in self.normalised(ready):
             if graphed is None and self._worth_a_graph(ready):
                 graphed = Graphed(ready, pixels, self.precision)
             if graphed is not None:
@@ -104,15 +109,15 @@ class ImageSet:
         """Yield (images, [B, D, h', w']) batch by batch, without the decoder."""
         ready = for_inference(model, self.precision, self.device)
         if isinstance(ready, Segmenter) and ready.frozen:
-            for batch, encoded in self._encodings(ready):
+            for batch, encoded in self.encodings(ready):
                 yield batch, encoded.deep
             return
-        for batch, pixels in self._normalised(ready):
+        for batch, pixels in self.normalised(ready):
             with autocast(self.device, self.precision):
                 features = ready.features(pixels)
             yield batch, features
 
-    def _normalised(self, model: Network, first: int = 0) -> Iterator[tuple[slice, torch.Tensor]]:
+    def normalised(self, model: Network, first: int = 0) -> Iterator[tuple[slice, torch.Tensor]]:
         """Batches as the network takes them, from image `first` on."""
         ids = torch.arange(self._batch_size, device=self.device)
         rest = torch.arange(first, len(self)) if first else None
@@ -123,7 +128,8 @@ class ImageSet:
             yield slice(first, first + len(images)), pixels
             first += len(images)
 
-    def _encodings(self, model: Segmenter) -> Iterator[tuple[slice, Encoded]]:
+    def encodings(self, model: Segmenter) -> Iterator[tuple[slice, Encoded]]:
+        """As `normalised`, what the frozen encoder makes of the batches; one such iteration at a time."""
         done = 0
         for encoded in list(self._encoded):
             yield slice(done, done + len(encoded.deep)), encoded
@@ -131,7 +137,7 @@ class ImageSet:
         if done == len(self):
             return
         keeps = True
-        for batch, pixels in self._normalised(model, done):
+        for batch, pixels in self.normalised(model, done):
             with autocast(self.device, self.precision):
                 encoded = model.encode(pixels)
             size = sum(part.nbytes for part in encoded)
@@ -142,44 +148,63 @@ class ImageSet:
 
 
 def score_pool(
-    pool: ImageSet, model: Network, grid: Grid, *, features: bool = False, valid: torch.Tensor | None = None,
-    advance: Advance = lambda _: None,
+    pool: ImageSet, model: Network, grid: Grid, *, measure: str = "entropy", temperature: float = 1.0,
+    features: bool = False, classes: bool = False, boundary: bool = False,
+    valid: torch.Tensor | None = None, advance: Advance = lambda _: None,
 ) -> Scored:  # fmt: skip
-    """The mean entropy of every patch (MEAL, step 1), and with `features` their features, in one pass.
+    """The mean entropy, or another of `ops.MEASURES`, of every patch (MEAL, step 1), and more, in one pass.
 
     Whole images pass through the model, so that a patch is scored, and described, with its surroundings.
-    With `valid` [H, W] bool the mean is that over the pixels where it is true; 0 where a patch has none.
+    Logits are divided by `temperature`. With `valid` [H, W] bool only the pixels where it is true count; a
+    patch that has none is scored 0.
     """
-    fine = Grid(*pool.size, *pool.size)
-    scores = torch.empty((len(pool), grid.patches_per_image), device=pool.device)
     padded = model.padded_size(pool.size)
-    parts: list[torch.Tensor] = []
+    counting = valid if valid is None else valid.to(pool.device, torch.uint8)
+    scores, described, found, lengths = [], [], [], []
     for batch, output in pool.outputs(model):
-        if valid is None:
-            scores[batch] = pool.ops.patch_entropy(output.logits, grid, padded, model.align_corners)
-        else:
-            entropy = pool.ops.patch_entropy(output.logits, fine, padded, model.align_corners)
-            scores[batch] = masked_means(entropy.view(-1, *pool.size), valid, grid)
+        geometry = (output.logits, grid, padded, model.align_corners)
+        scores.append(
+            pool.ops.patch_entropy(*geometry, measure=measure, temperature=temperature, valid=counting)
+        )
         if features:
-            parts.append(pool_patches(output.features, grid, padded))
-        advance(len(output.logits))
-    return Scored(scores.flatten(), torch.cat(parts).flatten(0, 1) if features else None)
+            described.append(pool_patches(output.features, grid, padded))
+        if classes:
+            found.append(pool.ops.patch_classes(*geometry, temperature=temperature, valid=counting))
+        if boundary:
+            lengths.append(boundary_lengths(output.logits, grid, padded))
+        advance(batch.stop - batch.start)
+    return Scored(
+        torch.cat(scores).flatten(),
+        torch.cat(described).flatten(0, 1) if features else None,
+        PatchClasses(*(torch.cat(part).flatten(0, 1) for part in zip(*found, strict=True)))
+        if classes
+        else None,
+        torch.cat(lengths).flatten() if boundary else None,
+    )
 
 
-def masked_means(values: torch.Tensor, valid: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """[B, H, W] float32 and [H, W] bool -> [B, patches]: means over the valid pixels; 0 without any."""
-    masked = torch.where(valid, values, torch.zeros((), device=values.device))
-    sums = _patch_sums(masked, grid)
-    return sums / _patch_sums(valid[None].float(), grid).clamp(min=1)
+def boundary_lengths(logits: torch.Tensor, grid: Grid, padded: tuple[int, int]) -> torch.Tensor:
+    """[B, C, h, w] -> [B, P] float32: pixels of boundary between predicted classes, as seen at h × w.
+
+    An estimate: what is thinner than a cell of the logits is not seen, and a slanted line is as long as its
+    steps.
+    """
+    labels = logits.argmax(dim=1)
+    height, width = labels.shape[1:]
+    edges = logits.new_zeros((len(labels), 1, height, width), dtype=torch.float32)
+    # An edge across the columns is as long as a cell is high
+    edges[:, 0, :, 1:] += (labels[:, :, 1:] != labels[:, :, :-1]) * (padded[0] / height)
+    edges[:, 0, 1:] += (labels[:, 1:] != labels[:, :-1]) * (padded[1] / width)
+    cell = padded[0] / height * padded[1] / width
+    lengths: torch.Tensor = pool_patches(edges, grid, padded)[..., 0] * _areas(grid, logits.device) / cell
+    return lengths
 
 
-def _patch_sums(values: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """[B, H, W] -> [B, patches] float32."""
-    bottom = grid.rows * grid.patch_height - grid.height
-    right = grid.columns * grid.patch_width - grid.width
-    whole = F.pad(values, (0, right, 0, bottom))
-    cut = whole.view(-1, grid.rows, grid.patch_height, grid.columns, grid.patch_width)
-    return cut.sum(dim=(2, 4)).flatten(1)
+@cache
+def _areas(grid: Grid, device: torch.device) -> torch.Tensor:
+    """[P] float32 pixels of the patches of an image."""
+    boxes = torch.from_numpy(grid.boxes(range(grid.patches_per_image)))
+    return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).to(device, torch.float32, non_blocking=True)
 
 
 def shared_features(

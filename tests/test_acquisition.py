@@ -12,13 +12,14 @@ import torch
 from networks import calibrated
 
 from meal_gpu import memory, ops, rng
-from meal_gpu.acquisition import Query, ScoredPool, Settings, acquire
+from meal_gpu.acquisition import Query, acquire
 from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import reference
+from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.scoring import ImageSet, Scored, patch_features, score_pool
 from meal_gpu.strategies import STRATEGIES
 
@@ -99,8 +100,8 @@ def test_scores_and_candidates_are_those_of_the_pool(
 def test_candidates_are_the_highest_unlabelled_and_ties_go_to_the_lower_id(model: Segmenter) -> None:
     ledger = Ledger.create(GRID, NAMES)
     ledger.label(torch.arange(5, 11), step=0)
-    pool = ScoredPool(ImageSet(IMAGES, reference), model, ledger, 4, Settings(candidates=30))
-    pool.scored = Scored(torch.arange(48).remainder(3).float(), None)  # three scores, sixteen patches each
+    scored = Scored(torch.arange(48).remainder(3).float())  # three scores, sixteen patches each
+    pool = ScoredPool(ImageSet(IMAGES, reference), model, ledger, 4, Settings(candidates=30), scored=scored)
     expected = [patch for rest in (2, 1, 0) for patch in range(48) if patch % 3 == rest]
     assert pool.candidates().tolist() == [patch for patch in expected if not 5 <= patch < 11][:30]
 
@@ -205,7 +206,7 @@ def test_one_bad_image_is_the_one_that_is_named(model: Segmenter) -> None:
         (IMAGES, {"n": 0}, InputError, ("n must be at least 1", "0")),
         (IMAGES, {"grid": (5, 40)}, InputError, ("40 columns", "64 pixels")),
         (IMAGES, {"grid": (0, 4)}, InputError, ("0 rows",)),
-        (IMAGES, {"strategy": "coreset"}, ConfigError, ("'coreset'", "meal-ft")),
+        (IMAGES, {"strategy": "coreset"}, ConfigError, ("'coreset'", "core-set")),
         (IMAGES, {"ops": "gpu"}, InputError, ("'gpu'", "reference")),
         (IMAGES, {"ledger": Ledger.create(GRID, NAMES[:5])}, InputError, ("5 images", "6")),
         (IMAGES, {"ledger": Ledger.create(Grid(2, 4, 16, 64), NAMES)}, InputError, ("16×64", "32×64")),

@@ -11,7 +11,6 @@ from networks import calibrated
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from meal_gpu import data, experiment, ops, strategies
-from meal_gpu.acquisition import ScoredPool, Settings
 from meal_gpu.config import Config
 from meal_gpu.grid import Grid
 from meal_gpu.images.sources import Images, Resident, Streamed
@@ -20,6 +19,7 @@ from meal_gpu.manifold import Manifold
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import reference
 from meal_gpu.oracle import Oracle
+from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.scoring import ImageSet, patch_features, score_pool
 from meal_gpu.strategies import STRATEGIES, Selection
 

@@ -15,7 +15,6 @@ from meal_gpu.ops import Ops, reference
 from meal_gpu.scoring import (
     ImageSet,
     default_batch,
-    masked_means,
     patch_features,
     patches_at_once,
     require_finite,
@@ -210,15 +209,6 @@ def test_a_score_that_is_not_finite_names_its_image(bad: float) -> None:
     scores[[11, 13]] = bad
     with pytest.raises(MealGpuError, match=r"b\.png: .*NaN or infinite \(patch 11\)"):
         require_finite(scores, GRID, ("a.png", "b.png"))
-
-
-def test_a_validity_mask_leaves_pixels_out_of_the_mean() -> None:
-    valid = torch.ones(4, 6, dtype=torch.bool)
-    valid[0] = False
-    valid[2:, 4:] = False
-    means = masked_means(torch.arange(24.0).view(1, 4, 6), valid, Grid(2, 2, 4, 6))
-    assert means.tolist() == [[7.0, 10.0, 16.0, 18.0]]
-    assert masked_means(torch.ones(1, 4, 6), torch.zeros(4, 6) > 0, Grid(2, 2, 4, 6)).tolist() == [[0.0] * 4]
 
 
 def test_masked_scores_are_those_of_the_pixels_left(on_cpu: Ops) -> None:

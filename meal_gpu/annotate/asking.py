@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from meal_gpu import atomic, strategies
-from meal_gpu.acquisition import Query, ScoredPool, Settings, query
+from meal_gpu.acquisition import Query, query
 from meal_gpu.adapters import adapt
 from meal_gpu.annotate.asked import Asked, Box, Item, Pixels, read_mask
 from meal_gpu.annotate.budget import packed
@@ -36,6 +36,7 @@ from meal_gpu.inference import PRECISIONS, default_precision, device_named
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
+from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.prediction import predictions
 from meal_gpu.scoring import ImageSet
 from meal_gpu.windowed import windowed
@@ -68,7 +69,7 @@ def ask(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is not empty: a query of its own lies in every folder; name another --out")
-    strategies.get(plan.strategy)
+    strategies.needed(plan.strategy, plan.measure)
     if plan.precision not in ("auto", *PRECISIONS):
         raise ConfigError(f"precision is {plan.precision!r}; known: auto, {', '.join(PRECISIONS)}")
     device = device_named(plan.device)
@@ -94,16 +95,16 @@ def ask(
         return ImageSet(of, implementation, precision=precision)
 
     manifold = kept.manifold()
-    fits = strategies.get(plan.strategy).needs_manifold and manifold is None
+    fits = strategies.get(plan.strategy).manifold and manifold is None
     scored, fresh = known_or_computed(
         image_set, source, network, ledger.grid, listing, kept, valid, plan.features, fits, stage
     )
     excluded, step = _excluded(plan.exclude, ledger, invalid)
     count, n = _count(plan, ledger, excluded)
-    settings = Settings(max(plan.candidates, n), plan.features, plan.seed, step)
+    settings = Settings(max(plan.candidates, n), plan.features, plan.seed, step, measure=plan.measure)
     pool = ScoredPool(
         image_set(source), network, ledger, n, settings, manifold, excluded=excluded, scored=scored,
-        everything=scored.features,
+        everything=scored.features, needs=strategies.needed(plan.strategy, plan.measure), valid=valid,
     )  # fmt: skip
     with stage("choose", 1) as advance:
         chosen = query(pool, plan.strategy, ledger)

@@ -15,6 +15,7 @@ class Plan:
 
     budget: Budget
     strategy: str = "meal"
+    measure: str = "entropy"
     seed: int = 0
     grid: tuple[int, int] = (4, 4)
     candidates: int = 200

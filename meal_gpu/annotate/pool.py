@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from meal_gpu.acquisition import SHARED
 from meal_gpu.annotate.asked import read_frame, read_mask
 from meal_gpu.annotate.kept import Kept
 from meal_gpu.annotate.plan import Plan
@@ -20,6 +19,7 @@ from meal_gpu.images.listing import Listing
 from meal_gpu.images.sources import Images, Part
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Network
+from meal_gpu.pool import SHARED
 from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
 
 Stage = Callable[[str, int], AbstractContextManager[Advance]]

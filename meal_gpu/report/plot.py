@@ -1,12 +1,12 @@
-"""Learning curves: validation mIoU against the share of labelled patches."""
+"""Learning curves as a picture: validation mIoU against the share of labelled patches."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meal_gpu.config import SUPERVISED
 from meal_gpu.errors import InputError, RunError
+from meal_gpu.report.curves import gather
 from meal_gpu.report.table import Run, load
 
 # No date in the file: equal runs give equal bytes
@@ -42,15 +42,20 @@ def curves(runs: Sequence[Run], form: str = "svg") -> bytes:
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
         lines, names = [], []
-        for run in runs:
-            share = [100 * step["share"] for step in run.steps]
-            score = [step["mean_iou"] for step in run.steps]
-            if run.config.strategy == SUPERVISED:
-                lines.append(axes.axhline(score[-1], color="0.5", linestyle="--"))
-                names.append("supervised, all labels")
+        for curve in gather(runs):
+            share = [100 * point.share for point in curve.points]
+            score = [point.mean for point in curve.points]
+            low, high = [point.low for point in curve.points], [point.high for point in curve.points]
+            if curve.supervised:
+                line = axes.axhline(score[-1], color="0.5", linestyle="--")
+                if len(curve.runs) > 1:
+                    axes.axhspan(low[-1], high[-1], color="0.5", alpha=0.15, linewidth=0)
             else:
-                lines += axes.plot(share, score, marker="o", markersize=4)
-                names.append(_label(run, runs))
+                (line,) = axes.plot(share, score, marker="o", markersize=4)
+                if len(curve.runs) > 1:
+                    axes.fill_between(share, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            lines.append(line)
+            names.append(curve.label)
         axes.set_xlabel("labelled patches, % of the pool")
         axes.set_ylabel("validation mIoU")
         axes.grid(alpha=0.3)
@@ -60,9 +65,3 @@ def curves(runs: Sequence[Run], form: str = "svg") -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=form, dpi=150, metadata=_METADATA[form])
     return buffer.getvalue()
-
-
-def _label(run: Run, runs: Sequence[Run]) -> str:
-    """The strategy alone where that tells the runs apart, the folder's name elsewhere."""
-    unique = len({other.config.strategy for other in runs}) == len(runs)
-    return run.config.strategy if unique else run.name

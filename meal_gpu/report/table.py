@@ -20,6 +20,7 @@ class Run:
     config: Config
     environment: dict[str, Any]
     steps: list[dict[str, Any]]
+    folder: RunFolder
 
 
 def load(path: Path) -> Run:
@@ -34,7 +35,7 @@ def load(path: Path) -> Run:
         raise RunError(f"{path}: the run's records cannot be read: {error!r}") from error
     if not steps:
         raise RunError(f"{path} holds no complete step yet: continue it with --resume")
-    return Run(path.resolve().name, folder.config, environment, steps)
+    return Run(path.resolve().name, folder.config, environment, steps, folder)
 
 
 HEADER = ("step", "labelled", "share", "mIoU", "best epoch")

@@ -1,15 +1,57 @@
-"""Query strategies: one small file each, one dict of names."""
+"""Query strategies and the measures they rank by: one small file each, one dict of names."""
 
 from meal_gpu.errors import ConfigError
-from meal_gpu.strategies import entropy, meal, meal_ft, random
-from meal_gpu.strategies.base import Pool, Selection, Strategy
+from meal_gpu.strategies import (
+    badge,
+    bald,
+    cereals,
+    clasp_pe,
+    class_balanced,
+    class_random,
+    core_set,
+    ensemble,
+    entropy,
+    equal,
+    kmeans,
+    least_confidence,
+    margin,
+    mc_entropy,
+    meal,
+    meal_calibrated,
+    meal_ft,
+    meal_pca,
+    meal_raw,
+    power,
+    random,
+    ripu,
+    suggestive,
+    typiclust,
+)
+from meal_gpu.strategies.base import Measure, Pool, Selection, Strategy
 
-__all__ = ["STRATEGIES", "Pool", "Selection", "Strategy", "get"]
+__all__ = [
+    "MEASURES",
+    "STRATEGIES",
+    "Measure",
+    "Pool",
+    "Selection",
+    "Strategy",
+    "get",
+    "get_measure",
+    "needed",
+    "takes_members",
+]
 
-STRATEGIES: dict[str, Strategy] = {
-    strategy.name: strategy
-    for strategy in (random.STRATEGY, entropy.STRATEGY, meal.STRATEGY, meal_ft.STRATEGY)
-}
+_RANKED = (
+    entropy, margin, least_confidence, mc_entropy, bald, ensemble, equal, ripu, class_balanced, power,
+    cereals,
+)  # fmt: skip
+_CHOOSING = (
+    random, class_random, clasp_pe, core_set, kmeans, typiclust, badge, suggestive, meal, meal_ft, meal_pca,
+    meal_raw, meal_calibrated,
+)  # fmt: skip
+MEASURES: dict[str, Measure] = {module.MEASURE.name: module.MEASURE for module in _RANKED}
+STRATEGIES: dict[str, Strategy] = {module.STRATEGY.name: module.STRATEGY for module in (*_RANKED, *_CHOOSING)}
 
 
 def get(name: str) -> Strategy:
@@ -17,3 +59,22 @@ def get(name: str) -> Strategy:
     if name not in STRATEGIES:
         raise ConfigError(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
+
+
+def get_measure(name: str) -> Measure:
+    """The measure called `name`. Raises ConfigError listing the known ones."""
+    if name not in MEASURES:
+        raise ConfigError(f"unknown measure {name!r}; known: {', '.join(MEASURES)}")
+    return MEASURES[name]
+
+
+def needed(strategy: str, measure: str) -> tuple[str, ...]:
+    """What a pass over the pool must find for both. Raises ConfigError for an unknown name."""
+    chosen, proposing = get(strategy), get_measure(measure)
+    return chosen.needs + (proposing.needs if chosen.measured else ())
+
+
+def takes_members(strategy: str, measure: str) -> bool:
+    """Whether an ensemble must be trained. Raises ConfigError for an unknown name."""
+    chosen, proposing = get(strategy), get_measure(measure)
+    return chosen.members or (chosen.measured and proposing.members)

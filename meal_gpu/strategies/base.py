@@ -1,4 +1,4 @@
-"""What a strategy sees and returns. There are no labels in it: acquisition cannot peek."""
+"""What measures and strategies see and return. There are no labels in it: acquisition cannot peek."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,15 +7,28 @@ from typing import Protocol
 import torch
 
 from meal_gpu.manifold import Manifold
-from meal_gpu.ops import Ops
+from meal_gpu.ops import Committee, Ops, PatchClasses
 
 
 class Pool(Protocol):
-    """The scored pool. Costly parts are methods: a strategy pays for what it calls."""
+    """The scored pool. Costly parts are methods: who calls them pays, once.
+
+    P is the number of all patches, by id; U that of the unlabelled ones.
+    """
 
     @property
     def n(self) -> int:
         """How many patches to choose: at most the number of unlabelled ones."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """k, from 1 on."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """d, of embeddings."""
         ...
 
     @property
@@ -24,10 +37,31 @@ class Pool(Protocol):
         ...
 
     @property
+    def labelled(self) -> torch.Tensor:
+        """[L] int64 patch ids, ascending."""
+        ...
+
+    @property
     def ops(self) -> Ops: ...
 
+    def uncertainty(self, measure: str) -> torch.Tensor:
+        """[P] float32: a patch's mean of one of `ops.MEASURES`."""
+        ...
+
+    def classes(self) -> PatchClasses:
+        """[P, C] each: mean probabilities, and how many pixels are predicted to be of each class."""
+        ...
+
+    def boundary(self) -> torch.Tensor:
+        """[P] float32: the length of the predicted boundaries, in pixels."""
+        ...
+
+    def committee(self, of: str) -> Committee:
+        """[P] each, for passes with "dropout", the "members" of an ensemble, or "mirrored" images."""
+        ...
+
     def scores(self) -> torch.Tensor:
-        """[P] float32: the entropy of every patch of the pool, by patch id."""
+        """[P] float32: the pool's measure, the entropy where no other was chosen."""
         ...
 
     def candidates(self) -> torch.Tensor:
@@ -47,36 +81,89 @@ class Pool(Protocol):
         ...
 
     def uniforms(self, purpose: str, n: int) -> torch.Tensor:
-        """[n] float64 in [0, 1): the draws of this step for `purpose`."""
+        """[n] float64 in [0, 1) on the CPU: the draws of this step for `purpose`."""
         ...
 
 
 @dataclass(frozen=True)
 class Selection:
-    """`patches` [n] int64 in order of choice; `embedding` [M, d] of `embedded` [M] where there is one."""
+    """`patches` [n] int64 in order of choice; what ranked them and where they lie, where there is such.
+
+    `scores` [P]; `embedding` [M, d] of the patches `embedded` [M].
+    """
 
     patches: torch.Tensor
+    scores: torch.Tensor | None = None
     embedded: torch.Tensor | None = None
     embedding: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """A name, one line on what it does, its source, whether it needs Φ, and the choice itself."""
+class Measure:
+    """What a patch is ranked by: `values` gives [P] float32, higher is more informative.
+
+    `needs` names what of "classes" and "boundary" it reads, so that one pass over the pool gives all.
+    """
 
     name: str
     summary: str
     source: str
-    select: Callable[[Pool], Selection]
-    needs_manifold: bool = False
+    values: Callable[[Pool], torch.Tensor]
+    needs: tuple[str, ...] = ()
+    members: bool = False  # of an ensemble, which must be trained
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A name, one line on what it does, its source, and the choice itself.
+
+    `choice` is asked for one patch or more. `needs` and `members` as in `Measure`; `manifold`: it needs Φ;
+    `measured`: by the pool's measure, whatever that is; `calibrated`: logits are divided by a temperature
+    that was fitted on the labelled patches.
+    """
+
+    name: str
+    summary: str
+    source: str
+    choice: Callable[[Pool], Selection]
+    needs: tuple[str, ...] = ()
+    members: bool = False
+    manifold: bool = False
+    measured: bool = False
+    calibrated: bool = False
+
+    def select(self, pool: Pool) -> Selection:
+        """The `pool.n` patches to label next, distinct and unlabelled."""
+        return self.choice(pool) if pool.n else Selection(pool.unlabelled[:0])
+
+
+def highest(values: torch.Tensor, of: torch.Tensor, n: int) -> torch.Tensor:
+    """The n patches of highest value among `of` [U] int64 ascending, by `values` [P]; -> [min(n, U)].
+
+    Equal values: the lower id first. NaN comes before any number.
+    """
+    order = values[of].argsort(descending=True, stable=True)
+    return of[order[:n]]
+
+
+def ranking(measure: Measure) -> Strategy:
+    """The strategy that takes the patches of highest value."""
+
+    def select(pool: Pool) -> Selection:
+        values = measure.values(pool)
+        return Selection(highest(values, pool.unlabelled, pool.n), values)
+
+    return Strategy(
+        measure.name, measure.summary, measure.source, select, needs=measure.needs, members=measure.members
+    )
 
 
 def seed_over(pool: Pool, embed: Callable[[torch.Tensor], torch.Tensor]) -> Selection:
     """K-Means++ seeding over the candidates, [M] ids of which `embed` gives the [M, d] embedding."""
     candidates = pool.candidates()
     if len(candidates) <= pool.n:
-        return Selection(candidates)  # all are taken; too few, perhaps, for a UMAP
+        return Selection(candidates, pool.scores())  # all are taken; too few, perhaps, for a UMAP
     embedding = embed(candidates)
     draws = pool.uniforms("kmeans_plusplus", pool.n)[:, None]
     rows = pool.ops.kmeans_plusplus(embedding, draws, None)
-    return Selection(candidates.to(rows.device)[rows], candidates, embedding)
+    return Selection(candidates.to(rows.device)[rows], pool.scores(), candidates, embedding)

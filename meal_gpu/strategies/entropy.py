@@ -1,15 +1,11 @@
 """The patches of highest mean softmax entropy."""
 
-from meal_gpu.strategies.base import Pool, Selection, Strategy
+from meal_gpu.strategies.base import Measure, ranking
 
-
-def select(pool: Pool) -> Selection:
-    return Selection(pool.candidates()[: pool.n])
-
-
-STRATEGY = Strategy(
+MEASURE = Measure(
     name="entropy",
-    summary="patches of highest mean softmax entropy",
+    summary="mean softmax entropy",
     source="Shannon 1948; as the baseline of Sreenivasaiah et al. 2021",
-    select=select,
+    values=lambda pool: pool.uncertainty("entropy"),
 )
+STRATEGY = ranking(MEASURE)

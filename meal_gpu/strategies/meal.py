@@ -1,4 +1,4 @@
-"""MEAL: entropy proposes candidates, K-Means++ over the pool's manifold spreads the query."""
+"""MEAL: uncertain candidates, spread by K-Means++ over the pool's manifold."""
 
 from meal_gpu.strategies.base import Pool, Selection, Strategy, seed_over
 
@@ -11,8 +11,9 @@ def select(pool: Pool) -> Selection:
 
 STRATEGY = Strategy(
     name="meal",
-    summary="entropy candidates spread by K-Means++ over UMAP of the whole pool",
+    summary="candidates spread by K-Means++ over UMAP of the whole pool",
     source="Sreenivasaiah, Otterbach, Wollmann 2021, Algorithm 1",
-    select=select,
-    needs_manifold=True,
+    choice=select,
+    manifold=True,
+    measured=True,
 )

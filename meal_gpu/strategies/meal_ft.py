@@ -9,7 +9,8 @@ def select(pool: Pool) -> Selection:
 
 STRATEGY = Strategy(
     name="meal-ft",
-    summary="entropy candidates spread by K-Means++ over UMAP of the candidates",
+    summary="candidates spread by K-Means++ over UMAP of the candidates",
     source="Sreenivasaiah, Otterbach, Wollmann 2021, variant FT",
-    select=select,
+    choice=select,
+    measured=True,
 )

@@ -12,5 +12,5 @@ STRATEGY = Strategy(
     name="random",
     summary="patches drawn uniformly",
     source="baseline",
-    select=select,
+    choice=select,
 )

@@ -1,0 +1,136 @@
+"""Several predictions of one pool: dropout passes, ensemble members, an image and its mirror image."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from meal_gpu import rng
+from meal_gpu.errors import InputError
+from meal_gpu.grid import Grid
+from meal_gpu.inference import autocast, for_inference
+from meal_gpu.models import Encoded, Network, Segmenter
+from meal_gpu.ops import Committee
+from meal_gpu.scoring import Advance, ImageSet
+
+# [T, B, C, h, w], batch after batch of the pool
+Predictions = Iterator[torch.Tensor]
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def score_committee(
+    pool: ImageSet, predictions: Predictions, model: Network, grid: Grid, *, temperature: float = 1.0,
+    valid: torch.Tensor | None = None, advance: Advance = lambda _: None,
+) -> Committee:  # fmt: skip
+    """`total` and `expected` entropy [P] float32 in nats of every patch, see `ops.Committee`.
+
+    Args:
+        predictions: what `dropout`, `members` or `mirrored` yields.
+        model: says how logits lie over the image.
+        valid: [H, W] bool, the pixels that count.
+    """
+    padded = model.padded_size(pool.size)
+    counting = valid if valid is None else valid.to(pool.device, torch.uint8)
+    parts: list[Committee] = []
+    for logits in predictions:
+        parts.append(
+            pool.ops.patch_committee(
+                logits, grid, padded, model.align_corners, temperature=temperature, valid=counting
+            )
+        )
+        advance(logits.shape[1])
+    return Committee(*(torch.cat(part).flatten() for part in zip(*parts, strict=True)))
+
+
+@torch.inference_mode()
+def dropout(pool: ImageSet, model: Network, passes: int, seed: int) -> Predictions:
+    """Passes with dropout left on (Gal and Ghahramani 2016).
+
+    One seed gives one result on one machine, for one size of batches. torch's global state is left alone.
+
+    Raises:
+        InputError: the network has no dropout.
+    """
+    ready = for_inference(model, pool.precision, pool.device)
+    modules = ready.modules() if isinstance(ready, nn.Module) else ()
+    layers = [module for module in modules if isinstance(module, _DROPOUT) and module.p]
+    if not layers:
+        raise InputError(
+            f"{type(model).__name__} has no dropout, so that all passes would be equal: choose another "
+            "measure than mc-entropy and bald"
+        )
+    devices = [pool.device] if pool.device.type == "cuda" else []
+    for number, batch in enumerate(_batches(pool, ready)):
+        with torch.random.fork_rng(devices), _training(layers):
+            _seed(rng.integer(seed, number, "dropout of a batch"), devices)
+            logits = torch.stack([_logits(pool, ready, batch) for _ in range(passes)])
+        yield logits
+
+
+@torch.inference_mode()
+def members(pool: ImageSet, models: Sequence[Network]) -> Predictions:
+    """The members of an ensemble (Lakshminarayanan et al. 2017). Raises InputError for fewer than two."""
+    if len(models) < 2:
+        raise InputError(f"an ensemble has two members or more, got {len(models)}: pass them as `members`")
+    ready = [for_inference(model, pool.precision, pool.device) for model in models]
+    frozen = all(isinstance(model, Segmenter) and model.frozen for model in ready)
+    # Frozen members share their encoder, others do not
+    for batch in _batches(pool, ready[0]) if frozen else (pixels for _, pixels in pool.normalised(ready[0])):
+        yield torch.stack([_logits(pool, model, batch) for model in ready])
+
+
+@torch.inference_mode()
+def mirrored(pool: ImageSet, model: Network) -> Predictions:
+    """Every image and its mirror image, whose prediction is mirrored back."""
+    ready = for_inference(model, pool.precision, pool.device)
+    height, width = model.padded_size(pool.size)
+    for _, pixels in pool.normalised(ready):
+        # Padding would be on the other side of a mirrored image: what is mirrored is the padded one
+        whole = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
+        other = _logits(pool, ready, whole.flip(3)).flip(3)
+        yield torch.stack([_logits(pool, ready, pixels), other])
+
+
+@contextmanager
+def _training(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """The layers in train mode; they are the user's own where a network cannot be copied."""
+    try:
+        for layer in layers:
+            layer.train()
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
+
+
+def _seed(seed: int, devices: Sequence[torch.device]) -> None:
+    """As `torch.manual_seed`, which would seed all GPUs, also those whose state nobody keeps."""
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def _batches(pool: ImageSet, ready: Network) -> Iterator[torch.Tensor | Encoded]:
+    """Of our own networks what the encoder makes of the images: it has no dropout, and runs once."""
+    if isinstance(ready, Segmenter) and ready.frozen:
+        for _, encoded in pool.encodings(ready):
+            yield encoded
+        return
+    for _, pixels in pool.normalised(ready):
+        if not isinstance(ready, Segmenter):
+            yield pixels
+            continue
+        with autocast(pool.device, pool.precision):
+            encoded = ready.encode(pixels)
+        yield encoded
+
+
+def _logits(pool: ImageSet, ready: Network, batch: torch.Tensor | Encoded) -> torch.Tensor:
+    with autocast(pool.device, pool.precision):
+        if isinstance(batch, torch.Tensor):
+            return ready(batch).logits
+        assert isinstance(ready, Segmenter)
+        return ready.decode(batch)

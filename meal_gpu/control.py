@@ -1,0 +1,46 @@
+"""The control arm: what a few patches that no strategy chose say of all that are unlabelled."""
+
+import numpy as np
+import torch
+
+from meal_gpu.images.sources import Part
+from meal_gpu.models import Network
+from meal_gpu.oracle import Oracle
+from meal_gpu.prediction import predictions
+from meal_gpu.scoring import ImageSet
+from meal_gpu.statistics import Interval, mean_interval
+
+
+def accuracy(
+    patches: torch.Tensor, model: Network, oracle: Oracle, precision: str, level: float = 0.95
+) -> Interval:
+    """The model's pixel accuracy in [0, 1] on the unlabelled patches, estimated without bias.
+
+    The mean over patches of the share of right pixels, void left out, with Student's interval. A patch that
+    is void everywhere says nothing and is left out: the estimate is then that of the others.
+
+    Args:
+        patches: [m] drawn uniformly from the unlabelled ones, which `model` was not trained on.
+        precision: of the forward passes.
+    """
+    grid = oracle.grid
+    image, _, _ = grid.locate(patches)
+    opened, place = np.unique(image, return_inverse=True)
+    boxes: list[list[tuple[int, int, int, int]]] = [[] for _ in opened]
+    rows: list[list[int]] = [[] for _ in opened]
+    for row, (at, box) in enumerate(zip(place, grid.boxes(patches), strict=True)):
+        boxes[at].append(tuple(map(int, box)))
+        rows[at].append(row)
+    images = ImageSet(Part(oracle.images, torch.from_numpy(opened)), oracle.ops, precision=precision)
+    truth = oracle.reveal(patches, model).labels
+    assert truth is not None
+    right = np.full(len(patches), np.nan)
+    masks = predictions(images, model, boxes, (grid.height, grid.width))
+    for numbers, found in zip(rows, masks, strict=True):
+        for row, mask in zip(numbers, found, strict=True):
+            labels = truth[row].cpu().numpy()[: mask.shape[0], : mask.shape[1]]
+            known = labels != oracle.void
+            if known.any():
+                right[row] = float((mask == labels)[known].mean())
+    seen = right[~np.isnan(right)]
+    return mean_interval(seen, level) if len(seen) else Interval(np.nan, np.nan, np.nan, 0)

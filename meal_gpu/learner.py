@@ -1,0 +1,131 @@
+"""What a step trains: the model, the other members of an ensemble, a temperature; and what it is told by."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from meal_gpu import calibration, control, data, models, rng, strategies
+from meal_gpu.acquisition import Query
+from meal_gpu.config import Config
+from meal_gpu.evaluate import Evaluation, evaluate
+from meal_gpu.ledger import Ledger
+from meal_gpu.models import Segmenter
+from meal_gpu.preparation import Experiment, Monitor, cache_bytes, is_supervised
+from meal_gpu.record import RunFolder
+from meal_gpu.timing import Stages
+from meal_gpu.train import Schedule, Trained, train
+
+
+@dataclass
+class Learner:
+    """What a step's training leaves for the query after it: the model, further members, the temperature."""
+
+    model: Segmenter
+    members: list[Segmenter] = field(default_factory=list)
+    temperature: float = 1.0
+
+
+def load_learner(experiment: Experiment, folder: RunFolder, step: int) -> Learner:
+    """What step `step` of a run recorded. Raises ConfigError or UnavailableError for unreadable weights."""
+    path = folder.step(step)
+    learner = Learner(new_model(experiment, step))
+    models.load(learner.model, path / "model.safetensors")
+    for file in sorted(path.glob("member-*.safetensors")):
+        member = new_model(experiment, step)
+        models.load(member, file)
+        learner.members.append(member)
+    metrics = json.loads((path / "metrics.json").read_text())
+    learner.temperature = metrics.get("calibration", {}).get("temperature", 1.0)
+    return learner
+
+
+def new_model(experiment: Experiment, step: int, member: int = 0) -> Segmenter:
+    """From scratch: the pretrained encoder and a fresh decoder."""
+    purpose = "decoder" if not member else f"decoder of member {member}"
+    model = experiment.builder(rng.integer(experiment.config.seed, step, purpose)).to(experiment.pool.device)
+    if not experiment.config.finetune:
+        model.freeze_encoder()
+    return model
+
+
+def known(figure: float) -> float | None:
+    """NaN is no JSON."""
+    return None if math.isnan(figure) else figure
+
+
+def _schedule(config: Config, epochs: int) -> Schedule:
+    return Schedule(
+        epochs=epochs, batch_size=config.batch_size, learning_rate=config.learning_rate,
+        decay_every=config.decay_every, keep=config.keep, validate_every=config.validate_every,
+        precision=config.precision, cache_bytes=cache_bytes(config),
+    )  # fmt: skip
+
+
+def train_step(
+    experiment: Experiment, model: Segmenter, ledger: Ledger, step: int, ended: bool, stages: Stages,
+    monitor: Monitor,
+) -> Trained:  # fmt: skip
+    config = experiment.config
+    epochs = (config.final_epochs if ended else None) or config.epochs
+    schedule = _schedule(config, epochs)
+
+    def validate() -> Evaluation:
+        with stages("validate"):
+            return evaluate(experiment.validation, experiment.validation_labels, model, data.VOID)
+
+    with monitor.stage(f"step {step}: train", epochs) as advance, stages("train"):
+        return train(
+            model, ledger.labelled(), experiment.oracle, schedule, seed=config.seed, step=step,
+            validate=validate, advance=advance,
+        )  # fmt: skip
+
+
+def train_members(
+    experiment: Experiment, ledger: Ledger, step: int, stages: Stages, monitor: Monitor
+) -> list[Segmenter]:
+    """The other members of an ensemble, where the next query asks for one; their last epoch is kept."""
+    config = experiment.config
+    if is_supervised(config) or not strategies.takes_members(config.strategy, config.measure):
+        return []
+    schedule = _schedule(config, config.epochs)
+    members = [new_model(experiment, step, number) for number in range(1, config.members)]
+    total = config.epochs * len(members)
+    with monitor.stage(f"step {step}: train members", total) as advance, stages("members"):
+        for number, member in enumerate(members, 1):
+            seed = rng.integer(config.seed, step, f"member {number}")
+            train(
+                member, ledger.labelled(), experiment.oracle, schedule, seed=seed, step=step, validate=None,
+                advance=advance,
+            )  # fmt: skip
+    return members
+
+
+def calibrate(experiment: Experiment, learner: Learner, ledger: Ledger, step: int) -> dict[str, float | None]:
+    """Set the temperature by what is labelled; what it does to the calibration on the validation images."""
+    config = experiment.config
+    fitted = calibration.labelled_pixels(
+        learner.model, ledger.labelled(), experiment.oracle, config.precision, config.seed, step
+    )
+    learner.temperature = calibration.fit_temperature(*fitted)
+    judged = calibration.pixels_of(
+        experiment.validation, experiment.validation_labels, learner.model, data.VOID, config.seed, step
+    )
+    error = calibration.expected_calibration_error
+    return {
+        "temperature": learner.temperature,
+        "ece_before": known(error(*judged)),
+        "ece_after": known(error(*judged, learner.temperature)),
+    }
+
+
+def control_estimate(experiment: Experiment, learner: Learner, chosen: Query) -> dict[str, Any]:
+    """Pixel accuracy on the unlabelled pool, as the drawn patches show it, of the model before this step."""
+    drawn = chosen.patch_ids[-chosen.control :]
+    found = control.accuracy(drawn, learner.model, experiment.oracle, experiment.config.precision)
+    return {
+        "patches": found.n,
+        "accuracy": known(found.mean),
+        "low": known(found.low),
+        "high": known(found.high),
+    }

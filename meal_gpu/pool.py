@@ -1,0 +1,181 @@
+"""The pool between the model and a strategy: what is asked of it is computed once, and never a label."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from meal_gpu import committee as committees
+from meal_gpu import rng, strategies
+from meal_gpu.ledger import Ledger
+from meal_gpu.manifold import Manifold
+from meal_gpu.models import Network
+from meal_gpu.ops import Committee, PatchClasses
+from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
+from meal_gpu.strategies.base import highest
+
+SHARED = "shared"
+FEATURES = ("crop", SHARED)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a query is made; the manifold's are those of `Manifold.fit`.
+
+    `features` are those of the patch's own pixels ("crop", as in the paper), or what the pass that scores the
+    whole image says of the patch ("shared", one pass for both). `measure` proposes candidates; `passes` are
+    those with dropout; logits are divided by `temperature`.
+    """
+
+    candidates: int = 200
+    features: str = "crop"
+    seed: int = 0
+    step: int = 1
+    neighbors: int = 15
+    min_dist: float = 0.1
+    dimension: int = 2
+    build: str = "auto"
+    deterministic: bool = True
+    measure: str = "entropy"
+    passes: int = 8
+    temperature: float = 1.0
+
+
+class ScoredPool:
+    """The pool as a strategy sees it (`strategies.base.Pool`): all is computed when first asked for.
+
+    Patches in `excluded` [E] are not chosen. `scored`, by entropy, and `everything`, all patches' features
+    [P, D], are not computed where they are given. `needs` is what a pass over the pool finds besides scores;
+    `members` are the ensemble's; of images only the pixels in `valid` [H, W] bool count. Nothing here waits
+    for the device where the images live on it; `require_finite` does, at the end.
+    """
+
+    def __init__(
+        self, images: ImageSet, model: Network, ledger: Ledger, n: int, settings: Settings,
+        manifold: Manifold | None = None, advance: Advance = lambda _: None,
+        *, excluded: torch.Tensor | None = None, scored: Scored | None = None,
+        everything: torch.Tensor | None = None, needs: Sequence[str] = (), members: Sequence[Network] = (),
+        valid: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self._images = images
+        self._model = model
+        self._grid = ledger.grid
+        self._names = ledger.names
+        self._settings = settings
+        self._manifold = manifold
+        self.fitted: Manifold | None = None  # Φ, where it was fitted here
+        self._advance = advance
+        self._needs = set(needs)
+        self._members = members
+        self._valid = valid
+        unlabelled = ledger.unlabelled().to(images.device)
+        if excluded is not None:
+            unlabelled = unlabelled[~torch.isin(unlabelled, excluded.to(images.device))]
+        self.unlabelled = unlabelled
+        self.labelled = ledger.labelled().to(images.device)
+        self.n = min(n, len(self.unlabelled))
+        self.step = settings.step
+        self.dimension = settings.dimension
+        self.ops = images.ops
+        self._passes: dict[str, Scored] = {} if scored is None else {"entropy": scored}
+        self._committees: dict[str, Committee] = {}
+        self._scores: torch.Tensor | None = None
+        self._described: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._everything = everything  # the features of every patch, once they were asked for
+
+    def uncertainty(self, measure: str) -> torch.Tensor:
+        return self._pass(measure).scores
+
+    def classes(self) -> PatchClasses:
+        found = self._pass(with_="classes").classes
+        assert found is not None
+        return found
+
+    def boundary(self) -> torch.Tensor:
+        found = self._pass(with_="boundary").boundary
+        assert found is not None
+        return found
+
+    def _pass(self, measure: str | None = None, with_: str | None = None) -> Scored:
+        """The pass that found `measure` and `with_`; a first one finds all that is needed."""
+        for name, scored in self._passes.items():
+            if measure in (None, name) and (with_ is None or getattr(scored, with_) is not None):
+                return scored
+        measure = measure or "entropy"
+        if with_ is not None:
+            self._needs.add(with_)
+        scored = score_pool(
+            self._images, self._model, self._grid, measure=measure, temperature=self._settings.temperature,
+            features=self._settings.features == SHARED, classes="classes" in self._needs,
+            boundary="boundary" in self._needs, valid=self._valid, advance=self._advance,
+        )  # fmt: skip
+        self._passes[measure] = scored
+        return scored
+
+    def committee(self, of: str) -> Committee:
+        if of not in self._committees:
+            settings = self._settings
+            if of == "dropout":
+                seed = rng.integer(settings.seed, settings.step, "committee")
+                predictions = committees.dropout(self._images, self._model, settings.passes, seed)
+            elif of == "members":
+                predictions = committees.members(self._images, (self._model, *self._members))
+            else:
+                predictions = committees.mirrored(self._images, self._model)
+            self._committees[of] = committees.score_committee(
+                self._images, predictions, self._model, self._grid, temperature=settings.temperature,
+                valid=self._valid, advance=self._advance,
+            )  # fmt: skip
+        return self._committees[of]
+
+    def scores(self) -> torch.Tensor:
+        if self._scores is None:
+            self._scores = strategies.get_measure(self._settings.measure).values(self)
+        return self._scores
+
+    def candidates(self) -> torch.Tensor:
+        return highest(self.scores(), self.unlabelled, self._settings.candidates)
+
+    def features(self, patches: torch.Tensor) -> torch.Tensor:
+        if self._settings.features == SHARED:
+            shared = self._pass(with_="features").features
+            assert shared is not None
+            features = shared[patches.to(shared.device)]
+        elif self._everything is not None:
+            return self._everything[patches.to(self._everything.device)]
+        else:
+            features = patch_features(self._images, patches, self._model, self._grid)
+        self._described.append((features, patches))
+        return features
+
+    def require_finite(self) -> None:
+        """Raises MealGpuError naming the image where a score or feature so far is not finite."""
+        for scored in self._passes.values():
+            require_finite(scored.scores, self._grid, self._names)
+        for committee in self._committees.values():
+            require_finite(committee.total, self._grid, self._names)
+        for features, patches in self._described:
+            require_finite(features.sum(dim=1), self._grid, self._names, patches)
+
+    def manifold(self) -> Manifold:
+        if self._manifold is None:
+            everything = torch.arange(len(self._images) * self._grid.patches_per_image)
+            features = self.features(everything)
+            self._everything = features
+            self.require_finite()
+            seed = rng.integer(self._settings.seed, 0, "manifold")
+            self._manifold = self.fitted = self._fit(features, seed)
+        return self._manifold
+
+    def fit_manifold(self, features: torch.Tensor) -> Manifold:
+        return self._fit(features, rng.integer(self._settings.seed, self._settings.step, "manifold"))
+
+    def _fit(self, features: torch.Tensor, seed: int) -> Manifold:
+        s = self._settings
+        return Manifold.fit(
+            features, seed=seed, neighbors=s.neighbors, min_dist=s.min_dist, dimension=s.dimension,
+            build=s.build, deterministic=s.deterministic, check=False, ops=self.ops,
+        )  # fmt: skip
+
+    def uniforms(self, purpose: str, n: int) -> torch.Tensor:
+        return rng.uniforms(self._settings.seed, self._settings.step, purpose, n)

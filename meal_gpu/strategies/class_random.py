@@ -1,0 +1,44 @@
+"""Random patches, as many of every predicted class: a better baseline where classes are rare."""
+
+import torch
+
+from meal_gpu.strategies.base import Pool, Selection, Strategy
+
+
+def round_robin(groups: torch.Tensor, within: torch.Tensor, between: torch.Tensor) -> torch.Tensor:
+    """Rows by turns of their groups.
+
+    Args:
+        groups: [U] int64, the group of each row.
+        within: [U], the order inside a group, highest first; ties go to the earlier row.
+        between: [G], which group's turn comes first, highest first.
+
+    Returns:
+        [U] int64: all the rows, the first of every group before the second of any.
+    """
+    order = within.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]  # by group, then by `within`
+    rows = torch.arange(len(groups), device=groups.device)
+    sizes = torch.zeros(len(between), dtype=torch.int64, device=groups.device)
+    sizes.index_add_(0, groups, torch.ones_like(groups))
+    sorted_groups = groups[order]
+    turn = rows - (sizes.cumsum(0) - sizes)[sorted_groups]
+    place = between.argsort(descending=True, stable=True).argsort()
+    return order[(turn * len(between) + place[sorted_groups]).argsort()]
+
+
+def select(pool: Pool) -> Selection:
+    dominant = pool.classes().counts.argmax(dim=1)[pool.unlabelled]
+    classes = pool.classes().counts.shape[1]
+    draws = pool.uniforms("random", len(pool.unlabelled)).to(dominant.device, non_blocking=True)
+    turns = pool.uniforms("turns of the classes", classes).to(dominant.device, non_blocking=True)
+    return Selection(pool.unlabelled[round_robin(dominant, draws, turns)[: pool.n]])
+
+
+STRATEGY = Strategy(
+    name="class-random",
+    summary="patches drawn uniformly, by turns from every dominant predicted class",
+    source="after the foreground-aware random of Lüth et al. 2025 (nnActive)",
+    choice=select,
+    needs=("classes",),
+)

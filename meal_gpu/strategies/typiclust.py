@@ -1,0 +1,65 @@
+"""TypiClust: the most typical patch of every large cluster that nothing is labelled of yet."""
+
+import torch
+
+from meal_gpu.strategies.base import Pool, Selection, Strategy
+from meal_gpu.strategies.geometry import k_means, nearest_centre
+
+MOST_CLUSTERS = 500
+NEIGHBORS = 20
+_AT_ONCE = 2048
+
+
+def typicality(points: torch.Tensor) -> torch.Tensor:
+    """[M, D] -> [M] float32: one over the mean distance to the (at most 20) nearest others; 0 for M = 1."""
+    neighbors = min(NEIGHBORS, len(points) - 1)
+    if not neighbors:
+        return points.new_zeros(len(points))
+    parts = [
+        torch.cdist(rows, points).topk(neighbors + 1, largest=False).values[:, 1:].mean(dim=1)
+        for rows in torch.split(points, _AT_ONCE)
+    ]
+    return 1 / torch.cat(parts).clamp(min=torch.finfo(points.dtype).tiny)
+
+
+def turns(clusters: torch.Tensor, covered: torch.Tensor, n: int) -> list[int]:
+    """Which cluster each of n choices comes from: the fewest labelled first, then the largest of these.
+
+    `clusters` [U] int64 are those of the unlabelled patches, `covered` [K] how many are labelled of each.
+    """
+    labelled, left = covered.tolist(), torch.bincount(clusters, minlength=len(covered)).tolist()
+    chosen = []
+    for _ in range(n):
+        cluster = min((k for k in range(len(left)) if left[k]), key=lambda k: (labelled[k], -left[k], k))
+        labelled[cluster] += 1
+        left[cluster] -= 1
+        chosen.append(cluster)
+    return chosen
+
+
+def select(pool: Pool) -> Selection:
+    unlabelled, labelled = pool.unlabelled, pool.labelled
+    points = pool.features(torch.cat([labelled, unlabelled]))
+    k = min(len(labelled) + pool.n, MOST_CLUSTERS, len(points))
+    centres = k_means(points, k, pool.uniforms("kmeans_plusplus", k))
+    numbers = nearest_centre(points, centres)[1]
+    covered = torch.bincount(numbers[: len(labelled)], minlength=k)
+    clusters, points = numbers[len(labelled) :], points[len(labelled) :]
+    # Here the host waits for the device: how large the clusters are says how much memory the rest takes
+    order: dict[int, list[int]] = {}
+    picks = []
+    for cluster in turns(clusters, covered, pool.n):
+        if cluster not in order:
+            inside = (clusters == cluster).nonzero().flatten()
+            ranked = typicality(points[inside]).argsort(descending=True, stable=True)
+            order[cluster] = inside[ranked].tolist()[::-1]
+        picks.append(order[cluster].pop())
+    return Selection(unlabelled[torch.tensor(picks, dtype=torch.int64, device=unlabelled.device)])
+
+
+STRATEGY = Strategy(
+    name="typiclust",
+    summary="the most typical patch of the largest clusters without a label",
+    source="Hacohen, Dekel, Weinshall 2022, Algorithm 1",
+    choice=select,
+)

@@ -1,0 +1,1 @@
+"""Sweeps: strategies × seeds, a run folder each, several processes at once, resumable."""

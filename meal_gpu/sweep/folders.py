@@ -1,0 +1,65 @@
+"""How far the runs of a sweep are, read from their folders alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from meal_gpu import config as configs
+from meal_gpu.config import Config
+
+State = Literal["waiting", "running", "complete", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+        done: complete steps, of `last` + 1.
+        mean_iou: after the newest complete step; None where there is none, or no class occurred.
+        error: why it failed, one line.
+    """
+
+    name: str
+    last: int
+    state: State = "waiting"
+    done: int = 0
+    mean_iou: float | None = None
+    error: str | None = None
+
+
+def last_step(config: Config, images: int) -> int:
+    """The number of the last step of a run over a pool of `images`."""
+    if config.strategy == configs.SUPERVISED:  # one patch an image, all labelled at step 0
+        return 0
+    per_image = config.grid[0] * config.grid[1]
+    patches, initial = images * per_image, config.initial_images * per_image
+    possible = -((initial - patches) // config.query_size)  # until all of them are labelled
+    return max(0, min(config.number_of_steps(patches, initial), possible))
+
+
+def progress(path: Path) -> tuple[int, float | None]:
+    """Complete steps of a run folder, which need not be there, and the newest mIoU."""
+    # Not RunFolder: a gap, or a file of another kind, is for the run itself to complain about
+    done = sum(1 for step in path.glob("steps/*") if step.name.isdigit())
+    if not done:
+        return 0, None
+    try:
+        metrics = json.loads((path / "steps" / f"{done - 1:03d}" / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return done, None
+    return done, metrics.get("mean_iou")
+
+
+def is_begun(path: Path) -> bool:
+    """Whether there is a run to continue; without config.toml there is nothing of worth."""
+    return (path / "config.toml").is_file()
+
+
+def is_complete(path: Path, last: int) -> bool:
+    """Whether a run has nothing left to do: all of its steps, and the report that it writes at its end.
+
+    A run that was killed between the two is continued, which brings the rest of its folder up to date.
+    """
+    return progress(path)[0] > last and (path / "report.html").is_file()
