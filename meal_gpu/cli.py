@@ -106,7 +106,7 @@ def run(
     from meal_gpu.sweep import request
 
     if request.is_asked(str(given.get("strategy", "")), seeds, resume, out):
-        _sweep(preset, dataset, config, given, seeds, jobs or 1, track or [], out, resume)
+        _sweep(preset, dataset, config, given, seeds, 1 if jobs is None else jobs, track or [], out, resume)
         return
     if jobs is not None:
         raise ConfigError("--jobs is for a sweep: give --seeds, or several strategies")

@@ -1,5 +1,6 @@
 """The commands around an annotation tool: acquire, export, ingest, view. Thin: parse → call → print."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,6 +163,9 @@ def export(
     project: Annotated[
         str, typer.Option(help="For --push, and the name of a FiftyOne dataset.")
     ] = "meal-gpu",
+    predictions: Annotated[
+        bool, typer.Option("--predictions/--no-predictions", help="For --push to Label Studio: send them too.")
+    ] = True,
 ) -> None:
     """Write a query for an annotation tool, or the finished labels for training."""
     from meal_gpu.annotate import formats
@@ -193,6 +197,8 @@ def export(
     target = out or query / to
     if push is not None and to not in ("cvat", "label-studio"):
         raise ConfigError(f"--push sends to cvat and label-studio, not to {to}")
+    if not predictions and (push is None or to != "label-studio"):
+        raise ConfigError("--no-predictions is for --to label-studio with --push; files hold them always")
     if push is not None and token is None:
         raise ConfigError("--push needs --token, or the variable MEAL_GPU_TOKEN")
     formats.export(asked, target, form=to)
@@ -200,7 +206,9 @@ def export(
     if push is not None and token is not None:
         from meal_gpu.annotate import push_cvat, push_label_studio
 
-        send = push_cvat.push if to == "cvat" else push_label_studio.push
+        send = push_cvat.push
+        if to == "label-studio":
+            send = partial(push_label_studio.push, predictions=predictions)
         sent = send(asked, target, url=push, token=token, project=project, context=asked.context)
         typer.echo(f"pushed: {sent}")
 

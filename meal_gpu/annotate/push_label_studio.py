@@ -26,7 +26,7 @@ def push(
     already has is left alone: a push that broke off may be repeated.
 
     Servers may check predictions, and the check of SDK 2.0 takes hardly any brush mask, those of
-    Label Studio's own encoder included; where a server refuses them for that, push with `predictions` off.
+    Label Studio's own encoder included; where a server refuses them for that, push with `predictions` off (--no-predictions).
 
     Args:
         out: where config.xml is written, for the record.
@@ -67,7 +67,7 @@ def push(
             made += len(batch)
     except ApiError as error:
         refused = str(error.body)[:500].replace("\n", " ")
-        hint = "; it may take no brush masks: push without predictions" if "rediction" in refused else ""
+        hint = "; it may take no brush masks: push with --no-predictions" if "rediction" in refused else ""
         raise RunError(
             f"{url}: Label Studio refused with status {error.status_code} after {made} tasks: {refused}{hint}"
         ) from error

@@ -59,7 +59,10 @@ class _Content:
             "timings": self._timings(), "queries": [], "embedding": None, "shares": None, "palette": [],
             "details": {},
         }  # fmt: skip
-        ledger = self._try("queried patches", lambda: Ledger.read(self._newest() / "ledger.parquet"))
+        ledger = self._try(
+            "queried patches, embedding, thumbnails and class shares",
+            lambda: Ledger.read(self._newest() / "ledger.parquet"),
+        )
         if ledger is None:
             return found | {"missing": self._missing}
         for step in found["steps"]:

@@ -22,10 +22,13 @@ def nearest_centre(points: torch.Tensor, centres: torch.Tensor) -> tuple[torch.T
     """[M, D], [K, D] -> squared distance [M] float32 and number [M] int64 of the nearest centre."""
     distances = points.new_empty(len(points))
     numbers = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    # Around the centres' mean squares are small, and little of them cancels
+    middle = centres.mean(dim=0)
+    centres = centres - middle
     norms = centres.square().sum(dim=1)
     rows = max(1, CHUNK // max(len(centres), points.shape[1]))
     for start in range(0, len(points), rows):
-        part = points[start : start + rows]
+        part = points[start : start + rows] - middle
         # The row's own norm changes no minimum
         least, numbers[start : start + rows] = torch.addmm(norms, part, centres.T, alpha=-2).min(dim=1)
         distances[start : start + rows] = (least + part.square().sum(dim=1)).clamp(min=0)

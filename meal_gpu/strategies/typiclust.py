@@ -15,6 +15,7 @@ def typicality(points: torch.Tensor) -> torch.Tensor:
     neighbors = min(NEIGHBORS, len(points) - 1)
     if not neighbors:
         return points.new_zeros(len(points))
+    points = points - points.mean(dim=0)  # `cdist` squares them, and takes the differences then
     parts = [
         torch.cdist(rows, points).topk(neighbors + 1, largest=False).values[:, 1:].mean(dim=1)
         for rows in torch.split(points, _AT_ONCE)

@@ -61,7 +61,8 @@ class Child:
         with self.log.open("rb") as log:
             log.seek(self._start)
             lines = log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("meal-gpu: ") if lines else f"exit code {code}"
+        ours = [line.removeprefix("meal-gpu: ") for line in lines if line.startswith("meal-gpu: ")]
+        return (ours or lines or [f"exit code {code}"])[-1]
 
 
 def stop(children: Collection[Child]) -> None:

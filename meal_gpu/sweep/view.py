@@ -23,7 +23,7 @@ class View:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._shown: dict[str, Run] = {}
+        self._said: dict[str, str] = {}
         # The speed is that of all this sweep: a step may take minutes
         self._bar = Progress(
             TextColumn("steps {task.completed:.0f} of {task.total:.0f}"), BarColumn(), TimeElapsedColumn(),
@@ -51,11 +51,9 @@ class View:
             self._live.update(Group(self._table(runs), self._bar))
         else:
             for run in runs:
-                if run != self._shown.get(run.name, Run(run.name, run.last)):
-                    self._console.print(
-                        f"{run.name}: {describe(run)}", highlight=False, markup=False, soft_wrap=True
-                    )
-        self._shown = {run.name: run for run in runs}
+                if (text := describe(run)) != self._said.get(run.name, "waiting"):
+                    self._console.print(f"{run.name}: {text}", highlight=False, markup=False, soft_wrap=True)
+                self._said[run.name] = text
 
     def _table(self, runs: Sequence[Run]) -> Table:
         room = max(1, self._console.height - 3)

@@ -174,7 +174,7 @@ def _outcome(folder: RunFolder, records: Records, patch: int, ranking: Ranking |
     if since >= 0:
         return "labelled", f"labelled already, since step {since}"
     if patch in records.control:
-        return "control", f"drawn at random, with {len(records.control) - 1} others of the control arm"
+        return "control", f"drawn at random: one of the {len(records.control)} of the control arm"
     if patch in records.chosen:
         order = records.chosen.index(patch) + 1
         if records.points is not None:
@@ -211,7 +211,7 @@ def _look(past: Past, records: Records, patch: int) -> Seen:
     pool = Variant(scored_pool(past), scores=records.scores)
     labelled = pool.labelled
     itself = torch.tensor([patch], device=labelled.device)
-    cosines = F.normalize(pool.features(labelled).double()) @ F.normalize(pool.features(itself).double()).T
+    cosines = _unit(pool.features(labelled)) @ _unit(pool.features(itself)).T
     best = int(cosines.argmax())
     nearest = None
     if (point := records.point(patch)) is not None:
@@ -220,6 +220,11 @@ def _look(past: Past, records: Records, patch: int) -> Seen:
         row = int(apart.argmin())
         nearest = Near(int(labelled[row]), float(apart[row]))
     return Seen(classes, nearest, Near(int(labelled[best]), float(cosines[best])))
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    # torch's own eps would shorten features as small as those of an encoder without pretrained weights
+    return F.normalize(features.double(), eps=torch.finfo(torch.float64).tiny)
 
 
 def _near(near: Near) -> str:

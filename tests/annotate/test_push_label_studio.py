@@ -186,7 +186,7 @@ def test_a_server_that_takes_no_brush_masks_may_be_given_none(
     studio.refuse = 400, {"predictions": ["Task 0, prediction 0: Region 1: Invalid value for control"]}
     said = pushed(tmp_path, studio.url)
     assert said.startswith(f"RunError {studio.url}: Label Studio refused with status 400 after 0 tasks: ")
-    assert said.endswith("push without predictions")
+    assert said.endswith("push with --no-predictions")
     assert "s3cret" not in said
     studio.refuse = None
     assert pushed(tmp_path, studio.url, predictions=False) == "3"
