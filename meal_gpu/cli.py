@@ -79,6 +79,9 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config.")
     ] = None,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="Print how far each query depends on seeds and precision.")
+    ] = False,
     track: Annotated[
         list[str] | None, typer.Option(help="Also log to tensorboard, wandb or mlflow; repeat it.")
     ] = None,
@@ -106,6 +109,8 @@ def run(
     from meal_gpu.sweep import request
 
     if request.is_asked(str(given.get("strategy", "")), seeds, resume, out):
+        if stability:
+            raise ConfigError("--stability is for a single run; of a sweep, meal-gpu stability RUN --step K")
         _sweep(preset, dataset, config, given, seeds, 1 if jobs is None else jobs, track or [], out, resume)
         return
     if jobs is not None:
@@ -119,12 +124,15 @@ def run(
         chosen = _base(preset, dataset, config, given.get("strategy")).replace(**given)
     target = out or Path("runs") / f"{chosen.dataset}-{chosen.strategy}-{chosen.seed}"
 
-    from meal_gpu import experiment, report, tracking
+    from meal_gpu import experiment, report, tracking, trust
     from meal_gpu.progress import Terminal
 
     trackers = tracking.open_trackers(track or [], target, resume=resume)
+    examine = trust.stability_lines if stability else None
     try:
-        folder = experiment.run(chosen, target, resume=resume, monitor=Terminal(), trackers=trackers)
+        folder = experiment.run(
+            chosen, target, resume=resume, monitor=Terminal(), trackers=trackers, examine=examine
+        )
     except KeyboardInterrupt:
         typer.echo(
             f"meal-gpu: stopped; complete steps are kept: meal-gpu run --out {target} --resume", err=True
@@ -189,22 +197,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-@app.command("report")
-def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="RUN/report.html")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also write the learning curves (.svg or .png).")] = None,
-) -> None:
-    """Tabulate runs and plot their learning curves in one self-contained page."""
-    from meal_gpu import report
-
-    page = report.write(runs, out)
-    if plot:
-        report.plot(runs, plot)
-    typer.echo(report.text(runs))
-    typer.echo(f"report: {page}")
-
-
 @app.command()
 def doctor() -> None:
     """Say what is installed, what works here, and why the rest does not."""
@@ -233,15 +225,6 @@ def bench(context: typer.Context) -> None:
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "bench", *context.args]
     sys.exit(subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode)
-
-
-@app.command("strategies")
-def strategies_command() -> None:
-    """List the query strategies with their sources."""
-    from meal_gpu.strategies import STRATEGIES
-
-    for strategy in STRATEGIES.values():
-        typer.echo(f"{strategy.name:10} {strategy.summary} [{strategy.source}]")
 
 
 @datasets.command("list")

@@ -164,7 +164,8 @@ def export(
         str, typer.Option(help="For --push, and the name of a FiftyOne dataset.")
     ] = "meal-gpu",
     predictions: Annotated[
-        bool, typer.Option("--predictions/--no-predictions", help="For --push to Label Studio: send them too.")
+        bool,
+        typer.Option("--predictions/--no-predictions", help="For --push to Label Studio: send them too."),
     ] = True,
 ) -> None:
     """Write a query for an annotation tool, or the finished labels for training."""

@@ -6,7 +6,7 @@ k - 1. Each step then trains from scratch on everything labelled so far and is r
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,20 @@ from meal_gpu.timing import Stages
 from meal_gpu.tracking import Tracker, flatten
 from meal_gpu.train import Trained
 
+# Lines on a query that is about to be made, such as `trust.stability_lines`
+Examine = Callable[[Experiment, Learner, Manifold | None, Ledger, int], list[str]]
+
 
 def run(
     config: Config, out: Path, *, resume: bool = False, monitor: Monitor | None = None,
     trackers: Sequence[Tracker] = (),
+    examine: Examine | None = None,
 ) -> RunFolder:  # fmt: skip
     """Run, or continue, one experiment in the folder `out`.
 
     With `resume`, `out` must hold a run of the same configuration; it goes on after its last complete step
     and makes the queries that a run without a stop would have made. Every complete step is given to
-    `trackers`, which stay open.
+    `trackers`, which stay open. What `examine` says of a query about to be made is shown by the monitor.
 
     Raises:
         ConfigError: an impossible setting, or one that differs from the run to be continued.
@@ -77,7 +81,7 @@ def run(
     experiment = load(config, monitor)
     if folder is None:
         folder = RunFolder.create(out, config, experiment.pool.device)
-    _steps(experiment, folder, monitor, trackers)
+    _steps(experiment, folder, monitor, trackers, examine)
     return folder
 
 
@@ -97,7 +101,10 @@ def initial_patches(grid: Grid, images: int, count: int, seed: int) -> torch.Ten
     return (first[:, None] + torch.arange(grid.patches_per_image)).flatten()
 
 
-def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor, trackers: Sequence[Tracker]) -> None:
+def _steps(
+    experiment: Experiment, folder: RunFolder, monitor: Monitor, trackers: Sequence[Tracker],
+    examine: Examine | None,
+) -> None:  # fmt: skip
     config, grid = experiment.config, experiment.grid
     done = len(folder.completed())
     initial = initial_images(config, experiment.dataset)
@@ -121,6 +128,9 @@ def _steps(experiment: Experiment, folder: RunFolder, monitor: Monitor, trackers
             break
         stages = Stages(experiment.pool.device)
         more: dict[str, Any] = {}
+        if examine is not None and learner is not None:
+            for line in examine(experiment, learner, manifold, ledger, step):
+                monitor.line(line)
         with stages("acquire"):
             if learner is None:
                 chosen = describe(Selection(first), ledger)

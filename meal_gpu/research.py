@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from meal_gpu.trust import commands as trusting
+
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold run folders.")],
@@ -26,6 +28,36 @@ def compare(
         typer.echo(f"\nwritten: {', '.join(map(str, written))}")
 
 
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="RUN/report.html")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write the learning curves (.svg or .png).")] = None,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Show patches, which takes the dataset.")
+    ] = True,
+) -> None:
+    """Tabulate runs, and show them in one self-contained page."""
+    from meal_gpu import report as reports
+
+    page = reports.write(runs, out, images=images)
+    if plot:
+        reports.plot(runs, plot)
+    typer.echo(reports.text(runs))
+    typer.echo(f"report: {page}")
+
+
+def strategies() -> None:
+    """List the query strategies with their sources; those with * are measures too."""
+    from meal_gpu.strategies import MEASURES, STRATEGIES
+
+    width = max(map(len, STRATEGIES)) + 1
+    for name, strategy in STRATEGIES.items():
+        marked = name + "*" * (name in MEASURES)
+        typer.echo(f"{marked:{width}} {strategy.summary} [{strategy.source}]")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command()(compare)
+    for command in (report, compare, strategies):
+        app.command()(command)
+    trusting.register(app)

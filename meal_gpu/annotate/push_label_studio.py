@@ -26,7 +26,8 @@ def push(
     already has is left alone: a push that broke off may be repeated.
 
     Servers may check predictions, and the check of SDK 2.0 takes hardly any brush mask, those of
-    Label Studio's own encoder included; where a server refuses them for that, push with `predictions` off (--no-predictions).
+    Label Studio's own encoder included; where a server refuses them for that, push with `predictions` off
+    (--no-predictions).
 
     Args:
         out: where config.xml is written, for the record.
