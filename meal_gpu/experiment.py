@@ -14,7 +14,7 @@ import torch
 
 from meal_gpu import config as configs
 from meal_gpu import models, rng, strategies
-from meal_gpu.acquisition import Query, describe, draw_control, query
+from meal_gpu.acquisition import Query, describe, query
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
 from meal_gpu.frame import nearest
@@ -26,12 +26,13 @@ from meal_gpu.learner import (
     known,
     load_learner,
     new_model,
+    scored_pool,
     train_members,
     train_step,
 )  # fmt: skip
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
-from meal_gpu.pool import SHARED, ScoredPool, Settings
+from meal_gpu.pool import SHARED
 from meal_gpu.preparation import (
     Experiment,
     Monitor,
@@ -201,20 +202,8 @@ def acquire(
 ) -> Query:  # fmt: skip
     """The query of step `step`; its scores and embedding are put into the ledger."""
     config = experiment.config
-    settings = Settings(
-        candidates=config.candidates, seed=config.seed, step=step, neighbors=config.manifold_neighbors,
-        min_dist=config.manifold_min_dist, dimension=config.manifold_dimension, features=config.features,
-        build=config.manifold_build, deterministic=config.manifold_deterministic, measure=config.measure,
-        passes=config.passes, temperature=learner.temperature,
-    )  # fmt: skip
-    n = round(config.control_share * config.query_size)
-    drawn = draw_control(ledger, n, config.seed, step)
     with monitor.stage(f"step {step}: query", len(experiment.pool)) as advance:
-        pool = ScoredPool(
-            experiment.pool, learner.model, ledger, config.query_size - n, settings, manifold, advance,
-            excluded=drawn, needs=strategies.needed(config.strategy, config.measure),
-            members=learner.members,
-        )  # fmt: skip
+        pool, drawn = scored_pool(experiment, learner, manifold, ledger, step, advance)
         chosen = query(pool, config.strategy, ledger, drawn)
     if chosen.pool_scores is not None:
         ledger.set_scores(chosen.pool_scores)

@@ -5,14 +5,19 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from meal_gpu import calibration, control, data, models, rng, strategies
-from meal_gpu.acquisition import Query
+from meal_gpu.acquisition import Query, draw_control
 from meal_gpu.config import Config
 from meal_gpu.evaluate import Evaluation, evaluate
 from meal_gpu.ledger import Ledger
+from meal_gpu.manifold import Manifold
 from meal_gpu.models import Segmenter
+from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.preparation import Experiment, Monitor, cache_bytes, is_supervised
 from meal_gpu.record import RunFolder
+from meal_gpu.scoring import Advance, ImageSet
 from meal_gpu.timing import Stages
 from meal_gpu.train import Schedule, Trained, train
 
@@ -47,6 +52,30 @@ def new_model(experiment: Experiment, step: int, member: int = 0) -> Segmenter:
     if not experiment.config.finetune:
         model.freeze_encoder()
     return model
+
+
+def scored_pool(
+    experiment: Experiment, learner: Learner, manifold: Manifold | None, ledger: Ledger, step: int,
+    advance: Advance = lambda _: None, *, images: ImageSet | None = None,
+) -> tuple[ScoredPool, torch.Tensor]:  # fmt: skip
+    """The pool as the query of step `step` sees it, and the patches [m] that are drawn for the control arm.
+
+    `images` take the place of the experiment's own, in another precision, say.
+    """
+    config = experiment.config
+    settings = Settings(
+        candidates=config.candidates, seed=config.seed, step=step, neighbors=config.manifold_neighbors,
+        min_dist=config.manifold_min_dist, dimension=config.manifold_dimension, features=config.features,
+        build=config.manifold_build, deterministic=config.manifold_deterministic, measure=config.measure,
+        passes=config.passes, temperature=learner.temperature,
+    )  # fmt: skip
+    n = round(config.control_share * config.query_size)
+    drawn = draw_control(ledger, n, config.seed, step)
+    pool = ScoredPool(
+        images or experiment.pool, learner.model, ledger, config.query_size - n, settings, manifold, advance,
+        excluded=drawn, needs=strategies.needed(config.strategy, config.measure), members=learner.members,
+    )  # fmt: skip
+    return pool, drawn
 
 
 def known(figure: float) -> float | None:

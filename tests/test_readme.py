@@ -27,7 +27,7 @@ def test_every_option_it_names_exists() -> None:
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     known = {o for p in commands["run"].params for o in (*p.opts, *p.secondary_opts)}
-    for name in ("report", "acquire", "export", "ingest", "view"):
+    for name in ("report", "compare", "replay", "explain", "acquire", "export", "ingest", "view"):
         known |= {o for p in commands[name].params for o in p.opts}
     known |= {o for p in commands["data"].commands["draw"].params for o in p.opts}
     known |= {o for p in get_command(bench).params for o in p.opts}

@@ -8,15 +8,15 @@ import torch
 
 from meal_gpu import config as configs
 from meal_gpu import strategies
-from meal_gpu.acquisition import draw_control
 from meal_gpu.config import Config
 from meal_gpu.errors import RunError
 from meal_gpu.frame import nearest
 from meal_gpu.inference import device_named
 from meal_gpu.learner import Learner, load_learner
+from meal_gpu.learner import scored_pool as of_step
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
-from meal_gpu.pool import ScoredPool, Settings
+from meal_gpu.pool import ScoredPool
 from meal_gpu.preparation import Experiment, Monitor, load, resolve
 from meal_gpu.record import RunFolder
 from meal_gpu.scoring import ImageSet
@@ -102,16 +102,6 @@ def open_past(folder: RunFolder, step: int, config: Config, monitor: Monitor) ->
 
 def scored_pool(past: Past, images: ImageSet | None = None) -> ScoredPool:
     """The pool as the query of `past` saw it; `images`: in another precision."""
-    config = past.experiment.config
-    settings = Settings(
-        candidates=config.candidates, seed=config.seed, step=past.step, neighbors=config.manifold_neighbors,
-        min_dist=config.manifold_min_dist, dimension=config.manifold_dimension, features=config.features,
-        build=config.manifold_build, deterministic=config.manifold_deterministic, measure=config.measure,
-        passes=config.passes, temperature=past.learner.temperature,
-    )  # fmt: skip
-    n = round(config.control_share * config.query_size)
-    return ScoredPool(
-        images or past.experiment.pool, past.learner.model, past.ledger, config.query_size - n, settings,
-        past.manifold, excluded=draw_control(past.ledger, n, config.seed, past.step),
-        needs=strategies.needed(config.strategy, config.measure), members=past.learner.members,
-    )  # fmt: skip
+    return of_step(
+        past.experiment, past.learner, past.manifold, past.ledger, past.step, images=images
+    )[0]  # fmt: skip
