@@ -1,6 +1,7 @@
 """The public backend: a network and images in, a query out."""
 
 import inspect
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from networks import calibrated
+from small_networks import Small
 
 from meal_gpu import memory, ops, rng
 from meal_gpu.acquisition import Query, acquire
@@ -17,11 +19,17 @@ from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableEr
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
-from meal_gpu.models import Builder, Segmenter
+from meal_gpu.models import Builder, Network, Segmenter
 from meal_gpu.ops import reference
 from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.scoring import ImageSet, Scored, patch_features, score_pool
-from meal_gpu.strategies import STRATEGIES
+from meal_gpu.strategies import MEASURES, STRATEGIES
+
+# What has nothing to draw: the same for every seed
+DRAWN = ("mc-entropy", "bald", "power")
+FREE_OF_DRAWS = {*(set(MEASURES) - set(DRAWN)), "core-set", "suggestive"}
+CHOSEN_TOGETHER = ("kmeans", "typiclust")  # n at a time: fewer are not their beginning
+FEATURES_ALONE = ("core-set", "kmeans", "typiclust")  # nothing is scored
 
 GRID = Grid(2, 4, 32, 64)
 NAMES = tuple(f"city/{index}.png" for index in range(6))
@@ -37,6 +45,9 @@ def scenes() -> torch.Tensor:
 IMAGES = scenes()
 
 
+MEMBER = Small(3, seed=1)
+
+
 @pytest.fixture(scope="module")
 def model() -> Segmenter:
     return calibrated(Builder("smp", 3, "none"), 0)
@@ -47,30 +58,43 @@ def manifold(model: Segmenter) -> Manifold:
     return Manifold.fit(patch_features(ImageSet(IMAGES, reference), torch.arange(48), model, GRID), seed=0)
 
 
+@pytest.fixture(scope="module")
+def small() -> Small:
+    return Small(3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def small_manifold(small: Small) -> Manifold:
+    return Manifold.fit(patch_features(ImageSet(IMAGES, reference), torch.arange(48), small, GRID), seed=0)
+
+
 def ask(
-    model: Segmenter, n: int, strategy: str, manifold: Manifold | None = None, **arguments: object
+    model: Network, n: int, strategy: str, manifold: Manifold | None = None, **arguments: object
 ) -> Query:
-    given = {"grid": (2, 4), "candidates": 20, "ops": "reference", "precision": "float32"} | arguments
+    given = {
+        "grid": (2, 4), "candidates": 20, "ops": "reference", "precision": "float32", "members": [MEMBER],
+        "passes": 3,
+    } | arguments  # fmt: skip
     return acquire(model, IMAGES, n, strategy=strategy, manifold=manifold, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_query_is_deterministic_and_whole(strategy: str, model: Segmenter, manifold: Manifold) -> None:
-    query = ask(model, 5, strategy, manifold)
+def test_a_query_is_deterministic_and_whole(strategy: str, small: Small, small_manifold: Manifold) -> None:
+    query = ask(small, 5, strategy, small_manifold)
     ids = query.patch_ids
     assert (ids.dtype, ids.device.type, len(query)) == (torch.int64, "cpu", 5)
     assert len(set(ids.tolist())) == 5
     assert (query.boxes.numpy() == GRID.boxes(ids)).all()
     assert query.names == tuple(str(int(i) // 8) for i in ids)
     np.random.seed(3)  # nothing global is read
-    again = ask(model, 5, strategy, manifold)
+    again = ask(small, 5, strategy, small_manifold)
     assert torch.equal(again.patch_ids, ids)
     pd.testing.assert_frame_equal(again.to_frame(), query.to_frame())
     # prefix-nested, as the public contract says
-    assert torch.equal(ask(model, 3, strategy, manifold).patch_ids, ids[:3])
-    # entropy alone has nothing to draw
-    other = ask(model, 5, strategy, manifold, seed=1)
-    assert torch.equal(other.patch_ids, ids) == (strategy == "entropy")
+    if strategy not in CHOSEN_TOGETHER:
+        assert torch.equal(ask(small, 3, strategy, small_manifold).patch_ids, ids[:3])
+    other = ask(small, 5, strategy, small_manifold, seed=1)
+    assert torch.equal(other.patch_ids, ids) == (strategy in FREE_OF_DRAWS)
 
 
 @pytest.mark.parametrize("strategy", ["entropy", "meal", "meal-ft"])
@@ -124,13 +148,13 @@ def test_meal_fits_the_manifold_on_every_patch_where_none_is_given(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_the_ledger_calls_labelled_is_left_out(
-    strategy: str, model: Segmenter, manifold: Manifold
+    strategy: str, small: Small, small_manifold: Manifold
 ) -> None:
     ledger = Ledger.create(GRID, NAMES)
     seen: set[int] = set()
     for step in range(1, 5):
         before = ledger.frame.copy()
-        query = ask(model, 13, strategy, manifold, ledger=ledger, seed=step)
+        query = ask(small, 13, strategy, small_manifold, ledger=ledger, seed=step)
         pd.testing.assert_frame_equal(ledger.frame, before)  # the caller labels, not acquire
         assert len(query) == min(13, 48 - len(seen))
         assert not seen & set(query.patch_ids.tolist())
@@ -139,7 +163,7 @@ def test_what_the_ledger_calls_labelled_is_left_out(
         ledger.label(query.patch_ids, step)
     assert seen == set(range(48))
     # nothing is left to ask for
-    empty = ask(model, 13, strategy, manifold, ledger=ledger)
+    empty = ask(small, 13, strategy, small_manifold, ledger=ledger)
     assert len(empty) == 0
     assert empty.to_frame().empty
 
@@ -169,17 +193,54 @@ def test_the_query_as_a_table(model: Segmenter, manifold: Manifold, tmp_path: Pa
     assert list(ask(model, 2, "random").to_frame()) == without_embedding
 
 
-@pytest.mark.parametrize("strategy", ["entropy", "meal", "meal-ft"])
+# One for each thing that is asked of the pool
+ASKING = (
+    "entropy",
+    "mc-entropy",
+    "ensemble",
+    "equal",
+    "ripu",
+    "cereals",
+    "core-set",
+    "badge",
+    "meal",
+    "meal-ft",
+)
+
+
+@pytest.mark.parametrize("strategy", ASKING)
 @pytest.mark.parametrize("where", ["classifier", "encoder"])
 def test_a_model_that_diverged_is_named_with_its_image(
-    strategy: str, where: str, model: Segmenter, manifold: Manifold
+    strategy: str, where: str, small_manifold: Manifold
 ) -> None:
-    broken = calibrated(Builder("smp", 3, "none"), 0)
+    if where == "classifier" and strategy in FEATURES_ALONE:
+        return
+    broken = Small(3, seed=0)
     with torch.no_grad():
         next(getattr(broken, where).parameters()).fill_(float("nan"))
-    for given in (manifold, None):
+    for given in (small_manifold, None) if strategy == "meal" else (small_manifold,):
         with pytest.raises(MealGpuError, match=r"^0: the model's output is NaN or infinite \(patch 0\)"):
             ask(broken, 5, strategy, given)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_candidates_are_proposed_by_any_measure(measure: str, small: Small, small_manifold: Manifold) -> None:
+    by_measure = ask(small, 20, measure, small_manifold)
+    query = ask(small, 5, "meal", small_manifold, measure=measure)
+    assert query.candidates is not None
+    assert query.pool_scores is not None
+    assert torch.equal(query.candidates[0], by_measure.patch_ids)
+    assert torch.equal(query.pool_scores, by_measure.pool_scores)
+    assert set(query.patch_ids.tolist()) < set(by_measure.patch_ids.tolist())
+
+
+@pytest.mark.parametrize("strategy", ["entropy", "mc-entropy", "equal"])
+def test_logits_are_divided_by_the_temperature(strategy: str, small: Small) -> None:
+    """By so much that all three classes are as likely everywhere."""
+    warm = ask(small, 5, strategy, temperature=1000.0).pool_scores
+    torch.testing.assert_close(warm, torch.full((48,), math.log(3)), rtol=0, atol=1e-3)
+    cold = ask(small, 5, strategy).pool_scores
+    assert float((warm - cold).mean()) > 0.1
 
 
 def test_one_bad_image_is_the_one_that_is_named(model: Segmenter) -> None:
@@ -207,6 +268,12 @@ def test_one_bad_image_is_the_one_that_is_named(model: Segmenter) -> None:
         (IMAGES, {"grid": (5, 40)}, InputError, ("40 columns", "64 pixels")),
         (IMAGES, {"grid": (0, 4)}, InputError, ("0 rows",)),
         (IMAGES, {"strategy": "coreset"}, ConfigError, ("'coreset'", "core-set")),
+        (IMAGES, {"measure": "meal"}, ConfigError, ("unknown measure 'meal'", "cereals")),
+        (IMAGES, {"temperature": 0.0}, InputError, ("temperature must be above 0", "0.0")),
+        (IMAGES, {"temperature": float("nan")}, InputError, ("temperature", "nan")),
+        (IMAGES, {"passes": 0}, InputError, ("passes must be at least 1", "0")),
+        (IMAGES, {"strategy": "ensemble"}, InputError, ("two members or more", "got 1")),
+        (IMAGES, {"strategy": "meal", "measure": "ensemble"}, InputError, ("two members or more",)),
         (IMAGES, {"ops": "gpu"}, InputError, ("'gpu'", "reference")),
         (IMAGES, {"ledger": Ledger.create(GRID, NAMES[:5])}, InputError, ("5 images", "6")),
         (IMAGES, {"ledger": Ledger.create(Grid(2, 4, 16, 64), NAMES)}, InputError, ("16×64", "32×64")),

@@ -1,7 +1,9 @@
 """Algorithm 1 as a whole, on a tiny synthetic set."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 from meal_gpu import config as configs
 from meal_gpu import data, experiment, ops, rng
+from meal_gpu.acquisition import draw_control
+from meal_gpu.calibration import LIMITS
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
 from meal_gpu.grid import Grid
@@ -103,6 +107,89 @@ def test_a_query_does_not_depend_on_labels_it_was_not_shown(
     assert queries(other)[1] == queries(runs["meal"])[1]
 
 
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(path.glob("steps/*/metrics.json"))]
+
+
+@pytest.fixture(scope="module")
+def ensemble(tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two members, and two of every six patches drawn for the control arm."""
+    config = tiny.replace(strategy="ensemble", members=2, control_share=0.3)
+    return experiment.run(config, tmp_path_factory.mktemp("ensemble") / "run").path
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny.replace(strategy="meal-calibrated")
+    return experiment.run(config, tmp_path_factory.mktemp("calibrated") / "run").path
+
+
+def test_a_control_arm_is_drawn_judged_and_recorded(ensemble: Path) -> None:
+    metrics = metrics_of(ensemble)
+    assert "control" not in metrics[0]  # the initial patches are no query
+    for step in (1, 2):
+        query = pd.read_parquet(ensemble / f"steps/{step:03d}/query.parquet")
+        assert query["arm"].tolist() == ["strategy"] * 4 + ["control"] * 2
+        ledger = Ledger.read(ensemble / f"steps/{step - 1:03d}/ledger.parquet")
+        drawn = draw_control(ledger, 2, 0, step)
+        assert query["patch"].tolist()[4:] == drawn.tolist()
+        rest = [patch for patch in ranked(ensemble, step) if patch not in drawn.tolist()]
+        assert query["patch"].tolist()[:4] == rest[:4]
+        found = metrics[step]["control"]
+        assert found["patches"] == 2
+        assert found["low"] <= found["accuracy"] <= found["high"]
+        assert 0 <= found["accuracy"] <= 1
+        assert sorted(found) == ["accuracy", "high", "low", "patches"]
+
+
+def test_members_are_trained_and_recorded_where_a_query_follows(ensemble: Path) -> None:
+    from safetensors.torch import load_file
+
+    files = sorted(str(file.relative_to(ensemble)) for file in ensemble.rglob("member-*"))
+    assert files == ["steps/000/member-01.safetensors", "steps/001/member-01.safetensors"]
+    model, member, later = (
+        load_file(ensemble / "steps" / name)
+        for name in ("000/model.safetensors", "000/member-01.safetensors", "001/member-01.safetensors")
+    )
+    assert model.keys() == member.keys()
+    for name, values in model.items():  # one frozen encoder; decoders of their own
+        assert torch.equal(values, member[name]) or not name.startswith("encoder.")
+    assert not torch.equal(model["classifier.weight"], member["classifier.weight"])
+    assert not torch.equal(later["classifier.weight"], member["classifier.weight"])
+
+
+def test_a_temperature_is_fitted_recorded_and_used(
+    calibrated: Path, runs: dict[str, Path], tiny: Config
+) -> None:
+    for found in (row["calibration"] for row in metrics_of(calibrated)):
+        assert LIMITS[0] <= found["temperature"] <= LIMITS[1]
+        assert 0 <= found["ece_before"] <= 1
+        assert 0 <= found["ece_after"] <= 1
+    assert all("calibration" not in row and "control" not in row for row in metrics_of(runs["meal"]))
+    # the same models as without: other scores, since the logits were divided
+    for file in ("steps/000/model.safetensors", "steps/000/query.parquet"):
+        assert (calibrated / file).read_bytes() == (runs["meal"] / file).read_bytes()
+    scores = [
+        Ledger.read(path / "steps/001/ledger.parquet").frame["score"] for path in (calibrated, runs["meal"])
+    ]
+    assert (scores[0] - scores[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["ensemble", "calibrated"])
+def test_members_and_temperature_are_taken_up_where_a_run_is_continued(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    whole: Path = request.getfixturevalue(name)
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/steps/002")
+    experiment.run(configs.read(whole / "config.toml"), tmp_path / "run", resume=True)
+    assert queries(tmp_path / "run") == queries(whole)
+    files = [p.relative_to(whole) for p in whole.rglob("*") if p.name not in ("env.json", "log.jsonl")]
+    for file in files:
+        if (whole / file).is_file():
+            assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes(), file
+
+
 def test_supervised_trains_on_every_image(tiny: Config, tmp_path: Path) -> None:
     config = configs.supervised(tiny).replace(epochs=1)
     path = experiment.run(config, tmp_path / "run").path
@@ -143,7 +230,12 @@ def test_initial_patches_are_all_patches_of_some_images() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"strategy": "meall"}, ConfigError, "random, entropy, meal, meal-ft"),
+        (
+            {"strategy": "meall"},
+            ConfigError,
+            "unknown strategy 'meall'; known: entropy, .*, meal-calibrated$",
+        ),
+        ({"measure": "meal"}, ConfigError, "unknown measure 'meal'; known: entropy, "),
         ({"initial_images": 7}, ConfigError, "initial_images is 7, but the pool has 6"),
         ({"grid": [200, 4]}, InputError, "200 rows over 96 pixels"),
         ({"root": "/nonexistent"}, DataError, "/nonexistent"),

@@ -14,11 +14,13 @@ from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Output, Segmen
 from meal_gpu.ops import Ops, reference
 from meal_gpu.scoring import (
     ImageSet,
+    boundary_lengths,
     default_batch,
     patch_features,
     patches_at_once,
     require_finite,
     score_pool,
+    shared_features,
 )
 
 GRID = Grid(2, 4, 32, 64)
@@ -228,3 +230,76 @@ def test_masked_scores_are_those_of_the_pixels_left(on_cpu: Ops) -> None:
             assert torch.allclose(found[batch, patch].double(), expected, atol=2e-6)
     everywhere = score_pool(pool, model, grid, valid=torch.ones(40, 56) > 0).scores
     assert torch.allclose(everywhere, score_pool(pool, model, grid).scores, atol=2e-6)
+
+
+# Four cells of classes by row, over 8 × 16 pixels: a cell is 2 high and 4 wide; patches are 4 × 8
+BOUNDARIES = {
+    "one class": (["0000"] * 4, [0, 0, 0, 0]),
+    # across the columns, where patches 0 and 1 meet: 4 pixels of height each, on the side of the right one
+    "at the border": (["0011"] * 4, [0, 4, 0, 4]),
+    "inside": (["0111"] * 4, [4, 0, 4, 0]),
+    # down the rows, at half of the upper patches: 8 pixels of width each
+    "lying": (["0000", "1111", "1111", "1111"], [8, 8, 0, 0]),
+    # one cell of another class: 2 + 2 of height and 4 + 4 of width
+    "an island": (["0000", "0200", "0000", "0000"], [2 + 4, 2, 4, 0]),
+    "three classes": (["0120", "0120", "0000", "0000"], [4, 4 + 4, 4, 4]),
+    "a staircase": (["0000", "1000", "1100", "1110"], [2 + 4, 0, 4, 2 + 2 + 4]),
+}  # fmt: skip
+
+
+def seen_as(rows: list[str]) -> torch.Tensor:
+    """Logits [1, 3, h, w] of which the digits are the most likely classes."""
+    classes = torch.tensor([[int(digit) for digit in row] for row in rows])
+    return F.one_hot(classes, 3).permute(2, 0, 1)[None].float()
+
+
+@pytest.mark.parametrize(("rows", "expected"), BOUNDARIES.values(), ids=BOUNDARIES)
+def test_boundary_lengths_by_hand(rows: list[str], expected: list[float]) -> None:
+    found = boundary_lengths(seen_as(rows), Grid(2, 2, 8, 16), (8, 16))
+    assert found.dtype == torch.float32
+    assert found.tolist() == [pytest.approx(expected)]
+
+
+def test_boundary_lengths_of_a_batch_in_half_precision() -> None:
+    logits = torch.cat([seen_as(rows) for rows, _ in BOUNDARIES.values()])
+    expected = torch.tensor([lengths for _, lengths in BOUNDARIES.values()]).float()
+    found = boundary_lengths(logits.bfloat16(), Grid(2, 2, 8, 16), (8, 16))
+    torch.testing.assert_close(found, expected)
+
+
+def test_boundary_lengths_of_ragged_patches_and_padding() -> None:
+    """Of 6 × 10 pixels, over which 8 × 16 are spanned: patches are 6 × 4, 6 × 4 and 6 × 2."""
+    # All of column 1, pixels 4 to 7, starts a boundary 6 pixels high; the one at 12 is in the padding
+    found = boundary_lengths(seen_as(["0112"] * 4), Grid(1, 3, 6, 10), (8, 16))
+    assert found.tolist() == [pytest.approx([0, 6, 0])]
+    # A cell that two patches share is shared: 4 wide cells under patches of 6 and 4
+    found = boundary_lengths(seen_as(["0122"] * 4), Grid(1, 2, 8, 12), (8, 16))
+    # cells 4 … 7 and 8 … 11 start one each: patch 0 holds half of the first
+    assert found.tolist() == [pytest.approx([4, 4 + 8])]
+
+
+def test_one_pass_finds_all_that_single_passes_find(on_cpu: Ops) -> None:
+    images, model = ImageSet(scenes(3), on_cpu), calibrated(BUILDER, 0)
+    valid = torch.rand(32, 64, generator=torch.Generator().manual_seed(2)) > 0.3
+    done: list[int] = []
+    whole = score_pool(
+        images, model, GRID, measure="margin", temperature=2.0, features=True, classes=True, boundary=True,
+        valid=valid, advance=done.append,
+    )  # fmt: skip
+    assert done == [1, 1, 1]
+    assert torch.equal(
+        whole.scores, score_pool(images, model, GRID, measure="margin", temperature=2.0, valid=valid).scores
+    )
+    assert whole.features is not None
+    assert torch.equal(whole.features, shared_features(images, model, GRID))
+    assert whole.classes is not None
+    assert whole.classes.probabilities.shape == whole.classes.counts.shape == (24, 3)
+    logits = torch.cat([output.logits for _, output in images.outputs(model)])
+    by_hand = reference.patch_classes(logits, GRID, (32, 64), True, temperature=2.0, valid=valid)
+    torch.testing.assert_close(whole.classes.probabilities, by_hand.probabilities.flatten(0, 1))
+    assert torch.equal(whole.classes.counts, by_hand.counts.flatten(0, 1))
+    assert whole.classes.counts.view(3, 8, 3).sum(dim=(1, 2)).tolist() == [int(valid.sum())] * 3
+    assert whole.boundary is not None
+    assert torch.equal(whole.boundary, boundary_lengths(logits, GRID, (32, 64)).flatten())
+    alone = score_pool(images, model, GRID)
+    assert (alone.features, alone.classes, alone.boundary) == (None, None, None)

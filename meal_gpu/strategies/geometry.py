@@ -108,8 +108,22 @@ def k_means(points: torch.Tensor, k: int, uniforms: torch.Tensor, rounds: int = 
     seeds = d2_sampling(distances, torch.ones(len(points), device=points.device), uniforms)
     centres = points[order[seeds]]
     for _ in range(rounds):
-        numbers = nearest_centre(points, centres)[1]
-        sums = torch.zeros_like(centres).index_add_(0, numbers, points)
-        counts = torch.zeros(k, device=points.device).index_add_(0, numbers, torch.ones_like(points[:, 0]))
-        centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centres)
+        sums, counts = _sums(points, nearest_centre(points, centres)[1], k)
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
     return centres
+
+
+def _sums(points: torch.Tensor, numbers: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums [k, D] and counts [k, 1] of the points of each number.
+
+    By products: on a GPU `index_add_` adds in another order each time.
+    """
+    sums, counts = points.new_zeros(k, points.shape[1]), points.new_zeros(k, 1)
+    each = torch.arange(k, device=points.device)[:, None]
+    rows = max(1, CHUNK // max(k, points.shape[1]))
+    for start in range(0, len(points), rows):
+        part = slice(start, start + rows)
+        of = (each == numbers[part]).to(points)
+        sums.addmm_(of, points[part])
+        counts += of.sum(dim=1, keepdim=True)
+    return sums, counts

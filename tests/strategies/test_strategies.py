@@ -1,77 +1,23 @@
-"""What each strategy chooses from a pool of which everything is known by hand."""
+"""What holds of every strategy, and what the paper's own choose from a pool that is known by hand."""
 
-from dataclasses import dataclass, field
-
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known import Known, chosen, generic, select
 
-from meal_gpu import rng
-from meal_gpu.acquisition import ScoredPool
 from meal_gpu.errors import ConfigError
-from meal_gpu.manifold import Manifold
-from meal_gpu.ops import Ops, reference
-from meal_gpu.strategies import STRATEGIES, Pool, Selection, get
+from meal_gpu.grid import Grid
+from meal_gpu.ledger import Ledger
+from meal_gpu.ops import reference
+from meal_gpu.pool import ScoredPool, Settings
+from meal_gpu.scoring import ImageSet
+from meal_gpu.strategies import MEASURES, STRATEGIES, Pool, get, get_measure, needed, takes_members
 
-WITH_EMBEDDING = ("meal", "meal-ft")
-
-
-class Doubled(Manifold):
-    """An embedding that is known: twice the features."""
-
-    def __init__(self, embedding: torch.Tensor | None = None) -> None:
-        if embedding is not None:
-            self.embedding = embedding
-
-    def transform(self, features: torch.Tensor, *, check: bool = True) -> torch.Tensor:
-        return 2 * features
-
-
-@dataclass
-class Known:
-    """A pool by hand; patch p has the features (p, 0). It records what it was asked for."""
-
-    all_scores: list[float]
-    n: int
-    limit: int = 200
-    labelled: tuple[int, ...] = ()
-    seed: int = 0
-    ops: Ops = reference
-    asked: list[str] = field(default_factory=list)
-
-    @property
-    def unlabelled(self) -> torch.Tensor:
-        everything = torch.arange(len(self.all_scores))
-        return everything[~torch.isin(everything, torch.tensor(self.labelled, dtype=torch.int64))]
-
-    def scores(self) -> torch.Tensor:
-        self.asked.append("scores")
-        return torch.tensor(self.all_scores)
-
-    def candidates(self) -> torch.Tensor:
-        scores = self.scores()[self.unlabelled]
-        return self.unlabelled[scores.argsort(descending=True, stable=True)][: self.limit]
-
-    def features(self, patches: torch.Tensor) -> torch.Tensor:
-        self.asked.append(f"features of {len(patches)}")
-        return torch.stack([patches.float(), torch.zeros(len(patches))], dim=1)
-
-    def manifold(self) -> Manifold:
-        self.asked.append("manifold")
-        return Doubled()
-
-    def fit_manifold(self, features: torch.Tensor) -> Manifold:
-        self.asked.append(f"fit of {len(features)}")
-        return Doubled(2 * features)
-
-    def uniforms(self, purpose: str, n: int) -> torch.Tensor:
-        return rng.uniforms(self.seed, 1, purpose, n)
-
-
-def select(name: str, pool: Known) -> Selection:
-    checked: Pool = pool  # mypy holds the fake to the Protocol
-    return get(name).select(checked)
+# n patches are chosen together: asking for fewer is another question
+CHOSEN_TOGETHER = ("kmeans", "typiclust")
+SEEDED = ("meal", "meal-ft", "meal-pca", "meal-raw", "meal-calibrated")
 
 
 @pytest.mark.parametrize(
@@ -88,22 +34,23 @@ def select(name: str, pool: Known) -> Selection:
 def test_entropy_takes_the_highest(
     scores: list[float], n: int, labelled: tuple[int, ...], expected: list[int]
 ) -> None:
-    pool = Known(scores, min(n, len(scores) - len(labelled)), labelled=labelled)
+    pool = Known(scores, min(n, len(scores) - len(labelled)), taken=labelled)
     selection = select("entropy", pool)
     assert selection.patches.tolist() == expected
     assert selection.embedding is None
-    assert pool.asked == ["scores"]
+    assert pool.asked == (["entropy"] if expected else [])
 
 
 def test_random_is_a_prefix_of_one_permutation_and_asks_for_nothing() -> None:
-    pool = Known([0.0] * 30, n=30, labelled=(3, 4))
-    whole = select("random", Known([0.0] * 30, n=28, labelled=(3, 4))).patches
-    assert sorted(whole.tolist()) == pool.unlabelled.tolist()
-    assert whole.tolist() != sorted(whole.tolist())
-    some = Known([0.0] * 30, n=5, labelled=(3, 4))
-    assert torch.equal(select("random", some).patches, whole[:5])
+    pool = Known([0.0] * 30, n=28, taken=(3, 4))
+    whole = chosen("random", pool)
+    assert sorted(whole) == pool.unlabelled.tolist()
+    assert whole != sorted(whole)
+    some = Known([0.0] * 30, n=5, taken=(3, 4))
+    assert chosen("random", some) == whole[:5]
     assert some.asked == []
-    assert not torch.equal(select("random", Known([0.0] * 30, n=28, labelled=(3, 4), seed=1)).patches, whole)
+    assert chosen("random", Known([0.0] * 30, n=28, taken=(3, 4), seed=1)) != whole
+    assert chosen("random", Known([0.0] * 30, n=28, taken=(3, 4), step=2)) != whole
 
 
 def test_random_is_uniform() -> None:
@@ -117,94 +64,178 @@ def test_random_is_uniform() -> None:
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
-        ("meal", ["scores", "manifold", "features of 6"]),
-        ("meal-ft", ["scores", "features of 6", "fit of 6"]),
+        ("meal", ["manifold", "features of 6"]),
+        ("meal-calibrated", ["manifold", "features of 6"]),
+        ("meal-ft", ["features of 6", "fit of 6"]),
+        ("meal-raw", ["features of 6"]),
     ],
 )
 def test_meal_chooses_among_the_candidates_only(name: str, asked: list[str]) -> None:
     scores = [float(p % 7) for p in range(40)]
-    pool = Known(scores, n=4, limit=6, labelled=(6,))
+    pool = Known(scores, n=4, limit=6, taken=(6,))
     candidates = pool.candidates()
     pool.asked.clear()
     selection = select(name, pool)
-    assert sorted(pool.asked) == sorted(asked)
+    assert [what for what in pool.asked if what != "entropy"] == asked
     assert selection.patches.dtype == torch.int64
     assert set(selection.patches.tolist()) < set(candidates.tolist())
-    assert len(set(selection.patches.tolist())) == 4
     # which ones: K-Means++ over the candidates' embedding, with this step's draws
-    embedding = torch.stack([2 * candidates.float(), torch.zeros(6)], dim=1)
+    scale = 1 if name == "meal-raw" else 2
+    embedding = torch.stack([scale * candidates.float(), torch.zeros(6)], dim=1)
     rows = reference.kmeans_plusplus(embedding, pool.uniforms("kmeans_plusplus", 4)[:, None], None)
     assert torch.equal(selection.patches, candidates[rows])
+    if name == "meal-raw":  # the ledger and the query have no place for features
+        assert selection.embedding is None
+        return
     assert selection.embedded is not None
     assert selection.embedding is not None
     assert torch.equal(selection.embedded, candidates)
     assert torch.equal(selection.embedding, embedding)
 
 
+@pytest.mark.parametrize("name", [name for name, strategy in STRATEGIES.items() if strategy.measured])
+def test_candidates_are_proposed_by_the_pools_measure(name: str) -> None:
+    pool = generic(40, n=4, limit=8)
+    pool.measure = "bald"
+    bald = torch.sub(*pool.committees["dropout"])
+    selection = select(name, pool)
+    assert selection.scores is not None
+    assert torch.equal(selection.scores, bald)
+    assert set(selection.patches.tolist()) < set(bald.argsort(descending=True)[:8].tolist())
+    assert "entropy" not in pool.asked
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("open_patches", [9, 4, 3, 1, 0])
-def test_fewer_patches_than_asked_for_are_all_taken(name: str, open_patches: int) -> None:
+@pytest.mark.parametrize("n", [9, 4, 3, 1, 0])
+def test_fewer_patches_than_asked_for_are_all_taken(name: str, n: int) -> None:
     # N_I = 200 and N = 4: at 9 all are candidates, from 4 on all are taken, also where UMAP could not fit
-    pool = Known([0.1] * 12, n=min(4, open_patches), labelled=tuple(range(12 - open_patches)))
-    patches = select(name, pool).patches
-    assert len(patches) == min(4, open_patches)
-    assert set(patches.tolist()) <= set(pool.unlabelled.tolist())
-    if open_patches <= 4:
-        assert sorted(patches.tolist()) == pool.unlabelled.tolist()
+    pool = generic(12, n=min(4, n), labelled=12 - n)
+    patches = chosen(name, pool)
+    assert len(patches) == len(set(patches)) == min(4, n)
+    assert set(patches) <= set(pool.unlabelled.tolist())
 
 
-@pytest.mark.parametrize("name", WITH_EMBEDDING)
-def test_embeddings_that_coincide_still_give_distinct_patches(name: str) -> None:
-    class Coinciding(Known):
-        def features(self, patches: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(len(patches), 2)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_nothing_asked_for_is_nothing_computed(name: str) -> None:
+    """A query may be all control patches."""
+    pool = generic(12, n=0, labelled=3)
+    assert select(name, pool).patches.shape == (0,)
+    assert pool.asked == []
 
-    patches = select(name, Coinciding([0.5] * 20, n=8)).patches.tolist()
-    assert len(set(patches)) == 8
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_patches_that_coincide_are_still_chosen_once(name: str) -> None:
+    """Features, scores and classes are all equal, and the features zero or not."""
+    for value in (0.0, 3.0):
+        pool = generic(20, n=8, labelled=4)
+        equal = torch.full((20,), 0.5)
+        pool.entropies, pool.points = [0.5] * 20, torch.full((20, 6), value)
+        pool.probabilities, pool.counts = torch.full((20, 4), 0.25), torch.full((20, 4), 9)
+        pool.committees, pool.lengths = dict.fromkeys(pool.committees, (equal, equal)), equal
+        patches = chosen(name, pool)
+        assert len(set(patches)) == 8
+        assert not set(patches) & set(pool.taken)
 
 
 @settings(deadline=None)
-@given(
-    st.sampled_from(list(STRATEGIES)),
-    st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40),
-    st.data(),
-)
+@given(st.sampled_from(list(STRATEGIES)), st.integers(1, 40), st.integers(0, 10), st.data())
 def test_every_query_is_distinct_unlabelled_and_repeatable(
-    name: str, scores: list[float], data: st.DataObject
+    name: str, patches: int, seed: int, data: st.DataObject
 ) -> None:
-    labelled = tuple(data.draw(st.sets(st.integers(0, len(scores) - 1), max_size=len(scores) - 1)))
-    n = data.draw(st.integers(1, len(scores) - len(labelled)))
+    labelled = data.draw(st.integers(0, patches - 1))
+    n = data.draw(st.integers(1, patches - labelled))
     limit = data.draw(st.integers(n, 50))
-    query = select(name, Known(scores, n, limit, labelled)).patches
-    assert len(query) == n == len(set(query.tolist()))
-    assert not set(query.tolist()) & set(labelled)
-    assert torch.equal(select(name, Known(scores, n, limit, labelled)).patches, query)
+    pool = generic(patches, n, labelled=labelled, limit=limit, seed=seed)
+    pool.entropies = [round(4 * value) / 4 for value in pool.entropies]  # ties, also at 0
+    query = chosen(name, pool)
+    assert len(query) == n == len(set(query))
+    assert not set(query) & set(pool.taken)
+    torch.manual_seed(data.draw(st.integers(0, 9)))
+    assert chosen(name, pool) == query
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_queries_are_prefix_nested(name: str) -> None:
-    scores = [0.01 * ((7 * p) % 31) for p in range(31)]
-    longer = select(name, Known(scores, n=12, limit=20)).patches
-    assert torch.equal(select(name, Known(scores, n=5, limit=20)).patches, longer[:5])
+def test_global_random_state_is_neither_read_nor_changed(name: str) -> None:
+    pool = generic(31, n=12, labelled=5, limit=20)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    query = chosen(name, pool)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert chosen(name, pool) == query
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in CHOSEN_TOGETHER])
+@pytest.mark.parametrize("labelled", [0, 5])
+def test_queries_are_prefix_nested(name: str, labelled: int) -> None:
+    longer = chosen(name, generic(31, n=12, limit=20, labelled=labelled))
+    assert chosen(name, generic(31, n=5, limit=20, labelled=labelled)) == longer[:5]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_says_what_it_needs(name: str) -> None:
+    """What is not named in `needs`, by it or the pool's measure, is not asked for, and what is named is."""
+    pool = generic(31, n=5, limit=20)
+    select(name, pool)
+    strategy = get(name)
+    found = needed(name, "entropy")
+    assert {what for what in pool.asked if what in ("classes", "boundary")} == set(found)
+    assert ("members" in pool.asked) == strategy.members == takes_members(name, "entropy")
+    assert ("manifold" in pool.asked) == strategy.manifold
+    pool.asked.clear()
+    pool.measure = "ensemble"
+    select(name, pool)
+    assert ("members" in pool.asked) == takes_members(name, "ensemble")
+    assert takes_members(name, "ensemble") == (strategy.measured or strategy.members)
 
 
 def test_names_are_keys_and_every_strategy_says_what_it_is() -> None:
-    assert list(STRATEGIES) == ["random", "entropy", "meal", "meal-ft"]
+    measures = (
+        "entropy", "margin", "least-confidence", "mc-entropy", "bald", "ensemble", "equal", "ripu",
+        "class-balanced", "power", "cereals",
+    )  # fmt: skip
+    choosing = (
+        "random", "class-random", "clasp-pe", "core-set", "kmeans", "typiclust", "badge", "suggestive",
+        "meal", "meal-ft", "meal-pca", "meal-raw", "meal-calibrated",
+    )  # fmt: skip
+    assert tuple(MEASURES) == measures
+    assert tuple(STRATEGIES) == measures + choosing
     for name, strategy in STRATEGIES.items():
         assert strategy.name == name
         assert strategy.summary
         assert strategy.source
-        assert strategy.needs_manifold == (name == "meal")
+        assert strategy.manifold == (name in ("meal", "meal-calibrated"))
+        assert strategy.calibrated == (name == "meal-calibrated")
+        assert strategy.measured == (name in (*SEEDED, "suggestive"))
+    for name, measure in MEASURES.items():
+        assert (measure.name, measure.summary) == (name, STRATEGIES[name].summary)
 
 
-def test_an_unknown_strategy_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="'coreset'; known: random, entropy, meal, meal-ft"):
+def test_needs_are_those_of_strategy_and_measure() -> None:
+    assert needed("random", "cereals") == ()
+    assert needed("meal", "entropy") == ()
+    assert set(needed("meal", "cereals")) == {"boundary"}
+    assert set(needed("badge", "cereals")) == {"classes"}
+    assert set(needed("cereals", "entropy")) == {"boundary"}
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(ConfigError, match="unknown strategy 'coreset'; known: entropy, margin, "):
         get("coreset")
+    with pytest.raises(ConfigError, match=r"unknown measure 'meal'; known: entropy, margin, .*, cereals$"):
+        get_measure("meal")
 
 
 def test_the_pool_that_strategies_get_has_no_labels() -> None:
-    # the fake above and the real pool offer the Protocol and nothing that could hold a label
-    public = {name for name in dir(ScoredPool) if not name.startswith("_")}
+    """The real pool offers the Protocol and nothing that could hold a label."""
+    images = ImageSet(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), reference)
+    pool = ScoredPool(images, object(), Ledger.create(Grid(2, 2, 8, 8), ("a", "b")), 3, Settings())
     protocol = {name for name in dir(Pool) if not name.startswith("_")}
-    assert public - {"require_finite"} <= protocol
-    assert not any("label" in name.replace("unlabelled", "") for name in protocol)
+    public = {name for name in dir(pool) if not name.startswith("_")}
+    assert public == protocol | {"require_finite", "fitted"}
+    # who is labelled is told, by ids; nothing else
+    assert {name for name in protocol if "label" in name} == {"labelled", "unlabelled"}
+    assert pool.labelled.dtype == pool.unlabelled.dtype == torch.int64

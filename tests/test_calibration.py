@@ -1,0 +1,184 @@
+"""Temperature scaling and calibration error, on logits of which the right answer is known."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import Painted, paint
+
+from meal_gpu import rng
+from meal_gpu.calibration import (
+    LIMITS,
+    PER_IMAGE,
+    PER_PATCH,
+    expected_calibration_error,
+    fit_temperature,
+    labelled_pixels,
+    pixels_of,
+    sampled,
+)
+from meal_gpu.grid import Grid
+from meal_gpu.images.sources import Resident
+from meal_gpu.ops import reference
+from meal_gpu.oracle import Oracle
+from meal_gpu.scoring import ImageSet
+
+VOID = 255
+
+
+def honest(pixels: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [K, C] and labels that were drawn from their softmax: calibrated as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(pixels, classes, generator=generator) * 2
+    return logits, torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 1.7, 6.0])
+def test_the_factor_that_logits_were_scaled_by_is_the_temperature(factor: float) -> None:
+    logits, truth = honest(100_000, 5)
+    # The standard error of log T is near 1/200 here
+    assert fit_temperature(factor * logits, truth) == pytest.approx(factor, rel=0.02)
+
+
+@pytest.mark.parametrize("classes", [2, 19])
+def test_no_other_temperature_has_a_lower_loss(classes: int) -> None:
+    logits, truth = honest(500, classes)
+    found = fit_temperature(3 * logits, truth)
+    loss = {t: float(F.cross_entropy(3 * logits.double() / t, truth)) for t in np.geomspace(*LIMITS, 2000)}
+    assert found == pytest.approx(min(loss, key=loss.__getitem__), rel=0.005)
+
+
+def test_where_there_is_no_best_temperature() -> None:
+    truth = torch.arange(1000) % 4
+    right = F.one_hot(truth, 4).float()
+    assert fit_temperature(right, truth) == pytest.approx(LIMITS[0], rel=1e-2)  # the surer the better
+    wrong = F.one_hot((truth + 1) % 4, 4).float()
+    assert fit_temperature(wrong, truth) == pytest.approx(LIMITS[1], rel=1e-2)  # the less sure the better
+    assert LIMITS[0] <= fit_temperature(torch.zeros(1000, 4), truth) <= LIMITS[1]  # all are the same
+    assert fit_temperature(torch.zeros(0, 4), truth[:0]) == 1.0
+
+
+def test_calibration_error_by_hand() -> None:
+    """Of five bins: 0.9 right; 0.75 wrong and 0.7 right; 0.55 right."""
+    p = torch.tensor([[0.9, 0.1], [0.25, 0.75], [0.7, 0.3], [0.45, 0.55]], dtype=torch.float64)
+    truth = torch.tensor([0, 0, 0, 1])
+    # |1 - 0.9|, 2 · |0.5 - 0.725|, |1 - 0.55|
+    assert expected_calibration_error(p.log(), truth, bins=5) == pytest.approx((0.1 + 0.45 + 0.45) / 4)
+    # one bin: the gap between the shares of right answers, 3/4, and the mean confidence, 0.725
+    assert expected_calibration_error(p.log(), truth, bins=1) == pytest.approx(0.025)
+    assert math.isnan(expected_calibration_error(p[:0].log(), truth[:0]))
+
+
+def test_calibration_error_of_the_constant() -> None:
+    sure = torch.tensor([[1000.0, 0.0]]).expand(10, 2)  # confidence 1 lies in the last bin
+    truth = torch.tensor([0] * 7 + [1] * 3)
+    assert expected_calibration_error(sure, truth) == pytest.approx(0.3)
+    # of four equal classes the first is meant, with confidence 1/4
+    assert expected_calibration_error(torch.zeros(10, 4), truth) == pytest.approx(0.7 - 0.25)
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_bin_by_bin(bins: int) -> None:
+    logits, truth = honest(3000, 4)
+    confidence, predicted = (logits.double() / 0.5).softmax(dim=1).numpy().max(1), logits.argmax(1).numpy()
+    error, edges = 0.0, np.linspace(0, 1, bins + 1)
+    for low, high in pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            accuracy = (predicted == truth.numpy())[inside].mean()
+            error += inside.mean() * abs(accuracy - confidence[inside].mean())
+    assert expected_calibration_error(logits, truth, 0.5, bins) == pytest.approx(error, abs=1e-12)
+
+
+def test_the_temperature_mends_the_calibration() -> None:
+    logits, truth = honest(50_000, 5)
+    before = expected_calibration_error(4 * logits, truth)
+    after = expected_calibration_error(4 * logits, truth, fit_temperature(4 * logits, truth))
+    assert before > 0.1
+    assert after < 0.01
+
+
+@pytest.mark.parametrize("corners", [True, False])
+@pytest.mark.parametrize(
+    ("cells", "padded", "size"),
+    [
+        ((5, 7), (20, 28), (20, 28)),
+        ((4, 4), (16, 32), (13, 27)),
+        ((9, 6), (9, 6), (9, 6)),
+        ((1, 1), (8, 8), (5, 8)),
+        ((3, 1), (12, 1), (12, 1)),
+    ],
+)
+def test_sampled_logits_are_those_of_the_whole_picture(
+    corners: bool, cells: tuple[int, int], padded: tuple[int, int], size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, *cells, generator=generator)
+    labels = torch.randint(4, (3, *size), generator=generator, dtype=torch.uint8)
+    labels[:, 0] = VOID
+    values, truth = sampled(logits, labels, padded, corners, VOID, rng.stream(0, 0, "here"), 200)
+    full = F.interpolate(logits.double(), padded, mode="bilinear", align_corners=corners)
+    flat = torch.from_numpy(rng.stream(0, 0, "here").integers(size[0] * size[1], size=(3, 200)))
+    y, x = flat // size[1], flat % size[1]
+    images = torch.arange(3)[:, None].expand_as(y)
+    known = y > 0  # the first row is void
+    assert values.dtype == torch.float32
+    assert truth.dtype == torch.int64
+    torch.testing.assert_close(values.double(), full[images, :, y, x][known], rtol=0, atol=2e-5)
+    assert torch.equal(truth, labels[images, y, x][known].long())
+    if size[0] > 1:
+        assert len(torch.unique(y)) == size[0]  # all of the picture is looked at
+
+
+def test_what_is_void_everywhere_gives_no_pixel() -> None:
+    labels = torch.full((2, 8, 8), VOID, dtype=torch.uint8)
+    values, truth = sampled(torch.zeros(2, 3, 4, 4), labels, (8, 8), True, VOID, rng.stream(0, 0, "here"), 50)
+    assert values.shape == (0, 3)
+    assert fit_temperature(values, truth) == 1.0
+
+
+GRID = Grid(2, 2, 32, 48)
+CLASSES = torch.randint(6, (5, 32, 48), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def oracle(labels: torch.Tensor) -> Oracle:
+    return Oracle(Resident(paint(CLASSES)), labels, GRID, reference, VOID)
+
+
+def test_pixels_of_labelled_patches_and_no_others() -> None:
+    patches = torch.tensor([0, 3, 5, 6, 7, 10, 12, 15, 18, 19])  # more than pass at once
+    found = labelled_pixels(Painted(), patches, oracle(CLASSES), "float32", 0, 1)
+    assert len(found[1]) == len(patches) * PER_PATCH
+    assert torch.equal(found[0].argmax(dim=1), found[1])  # logits and labels of the same pixels
+    # labels of all other patches are other ones: no difference
+    other = torch.full_like(CLASSES, VOID)
+    for patch in patches.tolist():
+        left, top, right, bottom = GRID.boxes([patch])[0]
+        other[patch // 4, top:bottom, left:right] = CLASSES[patch // 4, top:bottom, left:right]
+    again = labelled_pixels(Painted(), patches, oracle(other), "float32", 0, 1)
+    assert torch.equal(found[0], again[0])
+    assert torch.equal(found[1], again[1])
+    # other pixels in another step, and for another seed
+    for seed, step in ((0, 2), (1, 1)):
+        assert not torch.equal(
+            labelled_pixels(Painted(), patches, oracle(CLASSES), "float32", seed, step)[0], found[0]
+        )
+
+
+def test_pixels_of_validation_images() -> None:
+    labels = CLASSES.clone()
+    labels[:, :, :24] = VOID
+    images = ImageSet(paint(CLASSES), reference, batch_size=2)
+    logits, truth = pixels_of(images, labels, Painted(), VOID, 0, 1)
+    # half of them, to five standard errors
+    assert abs(len(truth) - 5 * PER_IMAGE / 2) < 5 * (5 * PER_IMAGE / 4) ** 0.5
+    assert torch.equal(logits.argmax(dim=1), truth)
+
+
+def test_a_network_that_is_too_unsure_is_cooled() -> None:
+    """It is always right, with logits -0.01 · distance²: the lowest temperature is the best."""
+    found = labelled_pixels(Painted(sharpness=0.01), torch.arange(8), oracle(CLASSES), "float32", 0, 1)
+    assert fit_temperature(*found) == pytest.approx(LIMITS[0], rel=1e-2)
