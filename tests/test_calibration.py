@@ -70,6 +70,11 @@ def test_calibration_error_by_hand() -> None:
     # one bin: the gap between the shares of right answers, 3/4, and the mean confidence, 0.725
     assert expected_calibration_error(p.log(), truth, bins=1) == pytest.approx(0.025)
     assert math.isnan(expected_calibration_error(p[:0].log(), truth[:0]))
+    # a bin has its upper end and not its lower: 1/2 right and 3/4 wrong lie in two of two
+    p = torch.tensor([[0.5, 0.5], [0.75, 0.25]], dtype=torch.float64)
+    assert expected_calibration_error(p.log(), torch.tensor([0, 1]), bins=2) == pytest.approx(
+        (0.5 + 0.75) / 2
+    )
 
 
 def test_calibration_error_of_the_constant() -> None:

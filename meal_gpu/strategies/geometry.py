@@ -85,7 +85,7 @@ def d2_sampling(
         # Where all free rows coincide with a chosen one, any of them
         cumulative = torch.where(weights.sum() > 0, weights, free).cumsum(0)
         row = torch.searchsorted(cumulative, (draw * cumulative[-1])[None], right=True)
-        # u·total may round up to the total itself: stay on the last row that has weight
+        # Squares that overflowed make the total infinite: stay on the first of them
         row = torch.minimum(row, torch.searchsorted(cumulative, cumulative[-1:]))
         nearest = torch.minimum(nearest, distances(row).double())
         free.index_fill_(0, row, 0)

@@ -112,10 +112,14 @@ def test_d2_sampling_by_hand() -> None:
     assert sorted(found.tolist()) == [0, 1, 2] and found[0] == 1
 
 
-def test_a_draw_that_rounds_up_to_the_total_stays_on_the_last_row_of_weight() -> None:
-    largest = torch.tensor([np.nextafter(1, 0)])
-    weights = torch.tensor([1e-30, 0.3, 0.0])
-    assert d2_sampling(euclidean(cloud(3)), weights, largest).tolist() == [1]
+def test_a_weight_that_overflowed_takes_the_draw_and_the_largest_draw_the_last_weight() -> None:
+    points, draw = cloud(4), torch.tensor([np.nextafter(1, 0)])
+    assert d2_sampling(euclidean(points), torch.tensor([1.0, torch.inf, 2.0, torch.inf]), draw).tolist() == [
+        1
+    ]
+    assert d2_sampling(euclidean(points), torch.tensor([1e-30, 0.3, 1e-30, 0.0]), draw).tolist() == [2]
+    far = torch.tensor([[0.0], [1e30], [2e30], [1.0]])  # squares beyond float32
+    assert sorted(d2_sampling(euclidean(far), torch.ones(4), uniforms(4)).tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -161,8 +165,8 @@ def test_the_rounds_of_k_means_are_counted() -> None:
 
 
 def test_a_centre_that_nothing_is_nearest_to_stays() -> None:
-    points = torch.tensor([[0.0], [0.0], [1.0]])
-    assert sorted(k_means(points, 3, uniforms(3)).flatten().tolist()) == [0.0, 0.0, 1.0]
+    points = torch.tensor([[5.0], [5.0], [6.0]])
+    assert sorted(k_means(points, 3, uniforms(3)).flatten().tolist()) == [5.0, 5.0, 6.0]
 
 
 def test_k_means_does_not_depend_on_the_order_of_the_points() -> None:
