@@ -208,7 +208,7 @@ def test_dropout_is_decided_by_its_seed(models: list[Segmenter], frozen: bool) -
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_every_image_has_noise_of_its_own(batch_size: int) -> None:
-    """Also where each is a batch of its own: half of 2 · 3 · 32 · 56 pixels fall together by chance, not all."""
+    """Also where each is a batch of its own: half of the pixels fall together by chance, not all."""
     dropped_pixels = dropped(pool(batch_size=batch_size), Noisy(), 2, seed=0) == 0
     for one, other in ((0, 1), (0, 2), (1, 2)):
         agreeing = (dropped_pixels[:, one] == dropped_pixels[:, other]).float().mean()
