@@ -112,11 +112,10 @@ def test_d2_sampling_by_hand() -> None:
     assert sorted(found.tolist()) == [0, 1, 2] and found[0] == 1
 
 
-def test_a_weight_that_overflowed_takes_the_draw() -> None:
+def test_the_largest_draw_and_weights_that_overflowed() -> None:
     points, draw = cloud(4), torch.tensor([np.nextafter(1, 0)])
-    assert d2_sampling(euclidean(points), torch.tensor([1.0, torch.inf, 2.0, torch.inf]), draw).tolist() == [
-        1
-    ]
+    for weights, row in (([1e-30, 0.3, 0.1, 0.0], 2), ([1.0, torch.inf, 2.0, torch.inf], 1)):
+        assert d2_sampling(euclidean(points), torch.tensor(weights), draw).tolist() == [row]
     far = torch.tensor([[0.0], [1e30], [2e30], [1.0]])  # squares beyond float32
     assert sorted(d2_sampling(euclidean(far), torch.ones(4), uniforms(4)).tolist()) == [0, 1, 2, 3]
 
