@@ -72,16 +72,14 @@ class Variant(ScoredPool):
     def embedder(self, selection: Selection) -> Callable[[torch.Tensor], torch.Tensor]:
         """[K] patch ids -> [K, d] float64, in the embedding of `selection`, which this pool gave.
 
-        By the UMAP that was used. Without one, features are the embedding, or a linear map of them is
-        (principal components), which is recovered by least squares.
+        By the UMAP that was used. Without one the embedding is a linear map of the features (principal
+        components), which is recovered by least squares.
         """
         assert selection.embedded is not None and selection.embedding is not None
         umap = self.umap
         if umap is not None:
             return lambda patches: umap.transform(self.features(patches)).double()
         features, embedding = self.features(selection.embedded).double(), selection.embedding.double()
-        if torch.equal(features, embedding):
-            return lambda patches: self.features(patches).double()
         mean, centre = features.mean(dim=0), embedding.mean(dim=0)
         linear = torch.linalg.lstsq((features - mean).cpu(), (embedding - centre).cpu(), driver="gelsd")
         matrix = linear.solution.to(features.device)

@@ -144,7 +144,7 @@ def test_two_seeds_differ_and_one_seed_does_not(ask: Ask) -> None:
         (["--budget", "6 weeks"], "expected such as 32patches"),
         (["--grid", "4"], "expected two numbers"),
         (["--grid", "3x4"], "has a grid of 4×4"),
-        (["--strategy", "meall"], "known: random, entropy, meal"),
+        (["--strategy", "meall"], "known: entropy, margin, least-confidence"),
         (["--device", "gpu"], "known: auto, cpu, cuda"),
         (["--precision", "int8"], "known: auto, float32"),
         (["--features", "x"], "known: crop, shared"),
