@@ -138,9 +138,22 @@ class Config:
             return self.steps
         return max(0, round((self.budget * patches - initial) / self.query_size))
 
+    def given(self) -> dict[str, Any]:
+        """Keys and values, without those that are None, which TOML has not."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
     def to_toml(self) -> str:
-        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        return tomli_w.dumps(values)
+        return tomli_w.dumps(self.given())
+
+
+def require_same(before: Config, now: Config, path: Path) -> None:
+    """What was started in `path` goes on with its own settings. Raises ConfigError naming what differs."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    if differing := [f"{key}: {old[key]!r} → {new[key]!r}" for key in new if old[key] != new[key]]:
+        raise ConfigError(
+            f"{path} was started with other settings ({'; '.join(differing)}): "
+            "leave them out to continue it, or choose another --out"
+        )
 
 
 def require_device(name: str) -> None:

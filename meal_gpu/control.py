@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 
-from meal_gpu.images.sources import Part
 from meal_gpu.models import Network
 from meal_gpu.oracle import Oracle
-from meal_gpu.prediction import predictions
+from meal_gpu.prediction import patch_predictions
 from meal_gpu.scoring import ImageSet
 from meal_gpu.statistics import Interval, mean_interval
 
@@ -25,22 +24,17 @@ def accuracy(
     """
     grid = oracle.grid
     image, _, _ = grid.locate(patches)
-    opened, place = np.unique(image, return_inverse=True)
-    boxes: list[list[tuple[int, int, int, int]]] = [[] for _ in opened]
-    rows: list[list[int]] = [[] for _ in opened]
-    for row, (at, box) in enumerate(zip(place, grid.boxes(patches), strict=True)):
-        boxes[at].append(tuple(map(int, box)))
-        rows[at].append(row)
-    images = ImageSet(Part(oracle.images, torch.from_numpy(opened)), oracle.ops, precision=precision)
     truth = oracle.reveal(patches, model).labels
     assert truth is not None
+    masks = patch_predictions(
+        oracle.images, lambda part: ImageSet(part, oracle.ops, precision=precision), model, image,
+        grid.boxes(patches).tolist(), (grid.height, grid.width),
+    )  # fmt: skip
     right = np.full(len(patches), np.nan)
-    masks = predictions(images, model, boxes, (grid.height, grid.width))
-    for numbers, found in zip(rows, masks, strict=True):
-        for row, mask in zip(numbers, found, strict=True):
-            labels = truth[row].cpu().numpy()[: mask.shape[0], : mask.shape[1]]
-            known = labels != oracle.void
-            if known.any():
-                right[row] = float((mask == labels)[known].mean())
+    for row, (mask, revealed) in enumerate(zip(masks, truth.cpu().numpy(), strict=True)):
+        labels = revealed[: mask.shape[0], : mask.shape[1]]
+        known = labels != oracle.void
+        if known.any():
+            right[row] = float((mask == labels)[known].mean())
     seen = right[~np.isnan(right)]
     return mean_interval(seen, level) if len(seen) else Interval(np.nan, np.nan, np.nan, 0)

@@ -4,7 +4,6 @@ Step 0 labels all patches of a few random images; step k labels the k-th query, 
 k - 1. Each step then trains from scratch on everything labelled so far and is recorded as a whole.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,16 +15,18 @@ from meal_gpu import config as configs
 from meal_gpu import models, rng, strategies
 from meal_gpu.acquisition import Query, describe, query
 from meal_gpu.config import Config
-from meal_gpu.errors import ConfigError, RunError
 from meal_gpu.frame import nearest
 from meal_gpu.grid import Grid
 from meal_gpu.learner import (
     Learner,
     calibrate,
     control_estimate,
+    fit_manifold,
     known,
     load_learner,
+    load_manifold,
     new_model,
+    read_ledger,
     scored_pool,
     train_members,
     train_step,
@@ -76,7 +77,7 @@ def run(
         strategies.needed(config.strategy, config.measure)
     folder = RunFolder.resume(out) if resume else None
     if folder:
-        _same(config, folder)
+        configs.require_same(folder.config, config, folder.path)
         folder.clean()
         folder.publish_ledger()  # it may have been killed between its last step and this
     experiment = load(config, monitor)
@@ -84,15 +85,6 @@ def run(
         folder = RunFolder.create(out, config, experiment.pool.device)
     _steps(experiment, folder, monitor, trackers, examine)
     return folder
-
-
-def _same(config: Config, folder: RunFolder) -> None:
-    before, now = dataclasses.asdict(folder.config), dataclasses.asdict(config)
-    if differing := [f"{k}: {before[k]!r} → {now[k]!r}" for k in now if before[k] != now[k]]:
-        raise ConfigError(
-            f"{folder.path} was started with other settings ({'; '.join(differing)}): "
-            "leave them out to continue it, or choose another --out"
-        )
 
 
 def initial_patches(grid: Grid, images: int, count: int, seed: int) -> torch.Tensor:
@@ -113,9 +105,7 @@ def _steps(
     pool_size = len(experiment.pool) * grid.patches_per_image
     last = config.number_of_steps(pool_size, len(first))
     if done:
-        ledger = Ledger.read(folder.step(done - 1) / "ledger.parquet", device=nearest(experiment.pool.device))
-        if (ledger.names, ledger.grid) != (experiment.dataset.train.names, grid):
-            raise RunError(f"{folder.path} was made on other images than {experiment.dataset.root} now holds")
+        ledger = read_ledger(experiment, folder, done - 1)
     else:
         ledger = Ledger.create(grid, experiment.dataset.train.names, device=nearest(experiment.pool.device))
     if done > last:
@@ -164,9 +154,7 @@ def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Ma
     """Φ of the run: stored, or fitted on every patch with the pretrained encoder (Step 0)."""
     config, target = experiment.config, folder.path / "manifold"
     if target.exists():
-        return Manifold.load(
-            target / "umap.safetensors", device=str(experiment.pool.device), ops=experiment.pool.ops
-        )
+        return load_manifold(experiment, folder)
     stages = Stages(experiment.pool.device)
     patches = torch.arange(len(experiment.pool) * experiment.grid.patches_per_image)
     with monitor.stage("features of the pool", len(patches)) as advance, stages("features"):
@@ -176,12 +164,7 @@ def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Ma
         else:
             features = patch_features(experiment.pool, patches, model, experiment.grid, advance)
     with monitor.stage("fit the manifold", 1) as advance, stages("fit"):
-        manifold = Manifold.fit(
-            features, seed=rng.integer(config.seed, 0, "manifold"), neighbors=config.manifold_neighbors,
-            min_dist=config.manifold_min_dist, dimension=config.manifold_dimension,
-            limit=config.manifold_limit, build=config.manifold_build,
-            deterministic=config.manifold_deterministic, ops=experiment.pool.ops,
-        )  # fmt: skip
+        manifold = fit_manifold(experiment, features, rng.integer(config.seed, 0, "manifold"))
         advance(1)
     trust = manifold.trustworthiness()
     with folder.writing(target) as aside:

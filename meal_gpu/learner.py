@@ -10,7 +10,9 @@ import torch
 from meal_gpu import calibration, control, data, models, rng, strategies
 from meal_gpu.acquisition import Query, draw_control
 from meal_gpu.config import Config
+from meal_gpu.errors import RunError
 from meal_gpu.evaluate import Evaluation, evaluate
+from meal_gpu.frame import nearest
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Segmenter
@@ -52,6 +54,30 @@ def new_model(experiment: Experiment, step: int, member: int = 0) -> Segmenter:
     if not experiment.config.finetune:
         model.freeze_encoder()
     return model
+
+
+def read_ledger(experiment: Experiment, folder: RunFolder, step: int) -> Ledger:
+    """The ledger after step `step` of a run. Raises RunError where the dataset holds other images now."""
+    ledger = Ledger.read(folder.step(step) / "ledger.parquet", device=nearest(experiment.pool.device))
+    if (ledger.names, ledger.grid) != (experiment.dataset.train.names, experiment.grid):
+        raise RunError(f"{folder.path} was made on other images than {experiment.dataset.root} now holds")
+    return ledger
+
+
+def load_manifold(experiment: Experiment, folder: RunFolder) -> Manifold:
+    """Φ of a run. Raises RunError for a file that is missing or damaged."""
+    path = folder.path / "manifold" / "umap.safetensors"
+    return Manifold.load(path, device=str(experiment.pool.device), ops=experiment.pool.ops)
+
+
+def fit_manifold(experiment: Experiment, features: torch.Tensor, seed: int) -> Manifold:
+    """Φ by the run's settings, of features [M, D]."""
+    config = experiment.config
+    return Manifold.fit(
+        features, seed=seed, neighbors=config.manifold_neighbors, min_dist=config.manifold_min_dist,
+        dimension=config.manifold_dimension, limit=config.manifold_limit, build=config.manifold_build,
+        deterministic=config.manifold_deterministic, ops=experiment.pool.ops,
+    )  # fmt: skip
 
 
 def scored_pool(

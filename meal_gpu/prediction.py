@@ -1,6 +1,6 @@
 """What the model predicts for patches, at the resolution of the frames as a person sees them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from meal_gpu.images.headers import Size
+from meal_gpu.images.sources import Images, Part
 from meal_gpu.models import Network
-from meal_gpu.scoring import ImageSet
+from meal_gpu.scoring import Advance, ImageSet
 
 
 @torch.inference_mode()
@@ -28,6 +29,31 @@ def predictions(
     for batch, output in images.outputs(model):
         for logits, wanted in zip(output.logits.float(), boxes[batch], strict=True):
             yield [_inside(logits, box, images.size, native, padded, model.align_corners) for box in wanted]
+
+
+def patch_predictions(
+    source: Images, image_set: Callable[[Images], ImageSet], model: Network, images: NDArray[np.int64],
+    boxes: Sequence[Sequence[int]], native: Size, advance: Advance = lambda _: None,
+) -> list[NDArray[np.uint8]]:  # fmt: skip
+    """`predictions` patch by patch, in the order given; every image passes through the model once.
+
+    Args:
+        source: the pool; `image_set` prepares a part of it.
+        images: [M] numbers of the patches' images.
+        boxes: left, top, right, bottom of each patch, as for `predictions`.
+        advance: is told of every image.
+    """
+    opened, place = np.unique(images, return_inverse=True)
+    rows: list[list[int]] = [[] for _ in opened]
+    for row, at in enumerate(place):
+        rows[at].append(row)
+    wanted = [[(b[0], b[1], b[2], b[3]) for b in (boxes[row] for row in of)] for of in rows]
+    masks: dict[int, NDArray[np.uint8]] = {}
+    part = image_set(Part(source, torch.from_numpy(opened)))
+    for of, found in zip(rows, predictions(part, model, wanted, native), strict=True):
+        masks |= dict(zip(of, found, strict=True))
+        advance(1)
+    return [masks[row] for row in range(len(images))]
 
 
 def _inside(

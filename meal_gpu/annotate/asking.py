@@ -31,13 +31,13 @@ from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_listing
-from meal_gpu.images.sources import Images, Part
+from meal_gpu.images.sources import Images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
 from meal_gpu.pool import ScoredPool, Settings
-from meal_gpu.prediction import predictions
+from meal_gpu.prediction import patch_predictions
 from meal_gpu.scoring import ImageSet
 from meal_gpu.windowed import windowed
 
@@ -177,17 +177,8 @@ def _items(
     grid = Grid(ledger.grid.rows, ledger.grid.columns, *native)
     boxes = [Box(*map(int, box)) for box in grid.boxes(patches)]
     images = patches // grid.patches_per_image
-    opened, place = np.unique(images, return_inverse=True)
-    wanted: list[list[int]] = [[] for _ in opened]
-    for row, at in enumerate(place):
-        wanted[at].append(row)
-    masks: dict[int, Pixels] = {}
-    with stage("predict patches", len(opened)) as advance:
-        per_image = [[tuple(boxes[row]) for row in rows] for rows in wanted]
-        part = image_set(Part(source, torch.from_numpy(opened)))
-        for rows, found in zip(wanted, predictions(part, network, per_image, native), strict=True):  # type: ignore[arg-type]
-            masks |= dict(zip(rows, found, strict=True))
-            advance(1)
+    with stage("predict patches", len(np.unique(images))) as advance:
+        masks = patch_predictions(source, image_set, network, images, boxes, native, advance)
     if plan.valid is not None:
         everywhere = read_mask(plan.valid, native) > 0
         for row, box in enumerate(boxes):
@@ -209,7 +200,7 @@ def _items(
                 plan.cost.seconds(clicks),
             )
         )
-    return items, [masks[row] for row in range(len(items))]
+    return items, masks
 
 
 def _classes(given: tuple[str, ...] | None, masks: list[Pixels]) -> tuple[str, ...]:

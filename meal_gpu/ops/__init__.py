@@ -53,6 +53,11 @@ class Committee(NamedTuple):
     total: torch.Tensor
     expected: torch.Tensor
 
+    @property
+    def information(self) -> torch.Tensor:
+        """`total` - `expected`."""
+        return self.total - self.expected
+
 
 @dataclass(frozen=True)
 class FittedUmap:

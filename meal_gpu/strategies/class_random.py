@@ -27,12 +27,17 @@ def round_robin(groups: torch.Tensor, within: torch.Tensor, between: torch.Tenso
     return order[(turn * len(between) + place[sorted_groups]).argsort()]
 
 
+def by_class(pool: Pool, within: torch.Tensor) -> torch.Tensor:
+    """[n] unlabelled patches, by turns from every dominant predicted class, each by falling `within` [U]."""
+    counts = pool.classes().counts
+    turns = pool.uniforms("turns of the classes", counts.shape[1]).to(counts.device, non_blocking=True)
+    order = round_robin(counts.argmax(dim=1)[pool.unlabelled], within, turns)
+    return pool.unlabelled[order[: pool.n]]
+
+
 def select(pool: Pool) -> Selection:
-    dominant = pool.classes().counts.argmax(dim=1)[pool.unlabelled]
-    classes = pool.classes().counts.shape[1]
-    draws = pool.uniforms("random", len(pool.unlabelled)).to(dominant.device, non_blocking=True)
-    turns = pool.uniforms("turns of the classes", classes).to(dominant.device, non_blocking=True)
-    return Selection(pool.unlabelled[round_robin(dominant, draws, turns)[: pool.n]])
+    draws = pool.uniforms("random", len(pool.unlabelled)).to(pool.unlabelled.device, non_blocking=True)
+    return Selection(by_class(pool, draws))
 
 
 STRATEGY = Strategy(

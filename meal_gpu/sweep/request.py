@@ -99,19 +99,13 @@ class Sweep:
                 )
         strategies = tuple(dict.fromkeys(self.strategies + asked.strategies))
         for strategy in strategies:
-            old = dataclasses.asdict(self.config(strategy, 0))
-            new = dataclasses.asdict(asked.config(strategy, 0))
-            if differing := [f"{key}: {old[key]!r} → {new[key]!r}" for key in new if old[key] != new[key]]:
-                raise ConfigError(
-                    f"{path} was started with other settings ({'; '.join(differing)}): "
-                    "leave them out to continue it, or choose another --out"
-                )
+            configs.require_same(self.config(strategy, 0), asked.config(strategy, 0), path)
         seeds = tuple(dict.fromkeys(self.seeds + asked.seeds))
         return dataclasses.replace(self, strategies=strategies, seeds=seeds)
 
     def write(self, folder: Path) -> None:
         """Write FILE, whole or not at all."""
-        base = {key: value for key, value in dataclasses.asdict(self.base).items() if value is not None}
+        base = self.base.given()
         del base["strategy"], base["seed"]
         lists = {"strategies": self.strategies, "seeds": self.seeds, "given": self.given}
         text = tomli_w.dumps({key: list(values) for key, values in lists.items()} | {"base": base})

@@ -10,9 +10,8 @@ from meal_gpu import config as configs
 from meal_gpu import strategies
 from meal_gpu.config import Config
 from meal_gpu.errors import RunError
-from meal_gpu.frame import nearest
 from meal_gpu.inference import device_named
-from meal_gpu.learner import Learner, load_learner
+from meal_gpu.learner import Learner, load_learner, load_manifold, read_ledger
 from meal_gpu.learner import scored_pool as of_step
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
@@ -88,14 +87,9 @@ def open_past(folder: RunFolder, step: int, config: Config, monitor: Monitor) ->
         UnavailableError: ops or weights that are not there.
     """
     experiment = load(config, monitor)
-    where = experiment.pool.device
-    ledger = Ledger.read(folder.step(step - 1) / "ledger.parquet", device=nearest(where))
-    if (ledger.names, ledger.grid) != (experiment.dataset.train.names, experiment.grid):
-        raise RunError(f"{folder.path} was made on other images than {experiment.dataset.root} now holds")
-    manifold = None
-    if strategies.get(config.strategy).manifold:
-        path = folder.path / "manifold" / "umap.safetensors"
-        manifold = Manifold.load(path, device=str(where), ops=experiment.pool.ops)
+    ledger = read_ledger(experiment, folder, step - 1)
+    needs = strategies.get(config.strategy).manifold
+    manifold = load_manifold(experiment, folder) if needs else None
     learner = load_learner(experiment, folder, step - 1)
     return Past(experiment, learner, manifold, ledger, step)
 

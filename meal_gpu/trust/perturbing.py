@@ -9,7 +9,7 @@ import torch
 
 from meal_gpu import rng, strategies
 from meal_gpu.errors import InputError, MealGpuError
-from meal_gpu.learner import Learner
+from meal_gpu.learner import Learner, fit_manifold
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.preparation import Experiment, Monitor, Silent
@@ -183,13 +183,7 @@ def _other_umaps(past: Past, base: Variant, seeds: int) -> Iterator[Variant]:
         if past.manifold is None:
             yield Variant(base, refit=seed)
             continue
-        manifold = Manifold.fit(
-            past.manifold.features, seed=seed, neighbors=config.manifold_neighbors,
-            min_dist=config.manifold_min_dist, dimension=config.manifold_dimension,
-            limit=config.manifold_limit, build=config.manifold_build,
-            deterministic=config.manifold_deterministic, ops=past.experiment.pool.ops,
-        )  # fmt: skip
-        yield Variant(base, manifold=manifold)
+        yield Variant(base, manifold=fit_manifold(past.experiment, past.manifold.features, seed))
 
 
 class _Judge:
