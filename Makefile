@@ -1,6 +1,6 @@
 # demo: install, then run active learning on the built-in dataset    test: install, then run the tests
-# check: formatting, lint, types    bench: the benchmarks    wheel: build dist/*.whl
-.PHONY: demo test check bench wheel
+# soak: the tests that take minutes, and docs/RELIABILITY.md    check: formatting, lint, types    bench: the benchmarks    wheel: build dist/*.whl
+.PHONY: demo test soak check bench wheel
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +25,9 @@ demo: .venv/installed
 
 test: .venv/installed .venv-peers/installed
 	$(BIN)/python -m pytest
+
+soak: .venv/installed
+	$(BIN)/python -m pytest -m soak
 
 check: .venv/installed
 	$(BIN)/ruff check --no-cache .

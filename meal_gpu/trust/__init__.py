@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meal_gpu.trust.explaining import Explanation, explain
+    from meal_gpu.trust.no_peeking import NoPeek, no_peek
     from meal_gpu.trust.perturbing import Stability, examine, stability, stability_lines
     from meal_gpu.trust.replaying import Replayed, replay
 
 __all__ = [
     "Explanation",
+    "NoPeek",
     "Replayed",
     "Stability",
     "examine",
     "explain",
+    "no_peek",
     "replay",
     "stability",
     "stability_lines",
@@ -24,6 +27,8 @@ __all__ = [
 _HOMES = {
     "Explanation": "meal_gpu.trust.explaining",
     "explain": "meal_gpu.trust.explaining",
+    "NoPeek": "meal_gpu.trust.no_peeking",
+    "no_peek": "meal_gpu.trust.no_peeking",
     "Stability": "meal_gpu.trust.perturbing",
     "examine": "meal_gpu.trust.perturbing",
     "stability": "meal_gpu.trust.perturbing",

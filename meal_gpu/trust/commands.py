@@ -1,9 +1,11 @@
-"""The commands on trust: replay, explain, stability. Thin: parse → call → print."""
+"""The commands on trust: replay, explain, stability, verify. Thin: parse → call → print."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+verify = typer.Typer(help="Prove what is promised of a run.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Step = Annotated[int, typer.Option(help="The step whose query it is.", show_default=False)]
@@ -60,7 +62,26 @@ def stability(
     typer.echo(json.dumps(asdict(found), indent=1, allow_nan=False) if as_json else found.text())
 
 
+@verify.command("no-peek")
+def no_peek(
+    run: Run,
+    step: Annotated[int | None, typer.Option(help="Of the query.", show_default="the newest")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train the model before it anew, too.")] = False,
+    device: Device = None,
+    root: Root = None,
+) -> None:
+    """Make a query again with labels shuffled and absent: exit code 0 where no byte of it changes, else 1."""
+    from meal_gpu.progress import Terminal
+    from meal_gpu.trust.no_peeking import no_peek as look
+
+    looked = look(run, step, train=train, device=device, root=root, monitor=Terminal())
+    typer.echo(looked.text())
+    if looked.found:
+        raise typer.Exit(1)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     for command in (replay, explain, stability):
         app.command()(command)
+    app.add_typer(verify, name="verify")

@@ -97,7 +97,7 @@ def replay(
     return Replayed(
         step, query,
         missing=tuple(_without(before, now)), added=tuple(_without(now, before)),
-        differences=tuple(_differences(before, now)), elsewhere=tuple(_elsewhere(folder, config)),
+        differences=tuple(differences(before, now)), elsewhere=tuple(_elsewhere(folder, config)),
     )  # fmt: skip
 
 
@@ -113,7 +113,8 @@ def _without(frame: pd.DataFrame, other: pd.DataFrame) -> list[int]:
     return [int(patch) for patch in frame["patch"] if patch not in known]
 
 
-def _differences(before: pd.DataFrame, now: pd.DataFrame) -> Iterator[str]:
+def differences(before: pd.DataFrame, now: pd.DataFrame) -> Iterator[str]:
+    """What differs between two queries' tables, bit by bit, a line each."""
     if len(before) != len(now):
         yield f"{len(before)} patches recorded, {len(now)} made here"
     for frame, other, what in ((before, now, "recorded"), (now, before, "made here")):

@@ -86,7 +86,7 @@ def score(*values: float) -> pd.DataFrame:
     ],
 )  # fmt: skip
 def test_what_differs(now: pd.DataFrame, lines: list[str]) -> None:
-    assert list(replaying._differences(FRAME, now)) == lines
+    assert list(replaying.differences(FRAME, now)) == lines
 
 
 def test_a_record_that_was_changed(copied: Path) -> None:
