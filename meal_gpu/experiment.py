@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from meal_gpu import config as configs
-from meal_gpu import models, rng, strategies
+from meal_gpu import data, models, rng, strategies
 from meal_gpu.acquisition import Query, describe, query
 from meal_gpu.config import Config
 from meal_gpu.frame import nearest
@@ -41,9 +41,10 @@ from meal_gpu.preparation import (
     initial_images,
     is_supervised,
     load,
+    open_dataset,
     resolve,
 )  # fmt: skip
-from meal_gpu.record import RunFolder, write
+from meal_gpu.record import RunFolder, locked, write
 from meal_gpu.scoring import patch_features, shared_features
 from meal_gpu.strategies.base import Selection
 from meal_gpu.timing import Stages
@@ -75,15 +76,21 @@ def run(
     config = resolve(config)
     if config.strategy != configs.SUPERVISED:
         strategies.needed(config.strategy, config.measure)
-    folder = RunFolder.resume(out) if resume else None
-    if folder:
-        configs.require_same(folder.config, config, folder.path)
+    if not resume:
+        experiment = load(config, monitor)
+        with locked(out):
+            snapshot = data.snapshot(experiment.dataset)
+            folder = RunFolder.create(out, config, experiment.pool.device, snapshot)
+            _steps(experiment, folder, monitor, trackers, examine)
+        return folder
+    folder = RunFolder.resume(out)
+    configs.require_same(folder.config, config, folder.path)
+    with locked(out):
+        dataset = open_dataset(config)
+        folder.require_dataset(data.snapshot(dataset))
         folder.clean()
         folder.publish_ledger()  # it may have been killed between its last step and this
-    experiment = load(config, monitor)
-    if folder is None:
-        folder = RunFolder.create(out, config, experiment.pool.device)
-    _steps(experiment, folder, monitor, trackers, examine)
+        _steps(load(config, monitor, dataset), folder, monitor, trackers, examine)
     return folder
 
 

@@ -1,6 +1,8 @@
 """The run folder: what was asked, what was done, and complete steps only.
 
 config.toml  env.json           written before anything runs
+dataset.json                    the files it is made on, their sizes, and the classes
+.lock                           held, and says by whom, while a process works on the run
 ledger.parquet                  the newest step's
 steps/003/                      complete, or not there: written aside, then renamed
   model.safetensors  query.parquet  metrics.json  ledger.parquet
@@ -23,7 +25,7 @@ from typing import Any
 
 import torch
 
-from meal_gpu import atomic
+from meal_gpu import atomic, data, lock
 from meal_gpu import config as configs
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
@@ -32,7 +34,9 @@ _PACKAGES = ("meal-gpu", "torch", "segmentation-models-pytorch", "umap-learn", "
              "nvidia-dali-cuda130", "cupy-cuda13x", "cuml-cu13", "cudf-cu13")  # fmt: skip
 
 
-_BEGINNING = {"steps", "env.json", ".partial-env.json", ".partial-config.toml"}
+LOCK = ".lock"
+_WRITTEN_FIRST = ("env.json", "dataset.json", "config.toml")
+_BEGINNING = {LOCK, "steps", *_WRITTEN_FIRST[:2], *(f".partial-{name}" for name in _WRITTEN_FIRST)}
 
 
 class RunFolder:
@@ -43,14 +47,22 @@ class RunFolder:
         self.config = config
 
     @classmethod
-    def create(cls, path: Path, config: Config, device: torch.device) -> "RunFolder":
-        """Start a run in a new or empty folder. Raises RunError where something is in it already."""
-        # A process killed before it wrote config.toml, the last of the three, leaves nothing to continue
+    def create(
+        cls, path: Path, config: Config, device: torch.device, dataset: dict[str, Any] | None = None
+    ) -> "RunFolder":
+        """Start a run in a new or empty folder, on the `data.snapshot` of a dataset.
+
+        Raises:
+            RunError: something is in the folder already, or it cannot be written.
+        """
+        # A process killed before it wrote config.toml, the last of all, leaves nothing to continue
         if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _BEGINNING):
             raise RunError(f"{path} is not empty: pass --resume to continue that run, or another --out")
         try:
             (path / "steps").mkdir(parents=True, exist_ok=True)
             write(path / "env.json", json.dumps(environment(device), indent=2) + "\n")
+            if dataset is not None:
+                write(path / "dataset.json", json.dumps(dataset, indent=0) + "\n")
             write(path / "config.toml", config.to_toml())
         except OSError as error:
             raise RunError(f"{path}: the run folder cannot be written: {error.strerror}") from error
@@ -65,6 +77,20 @@ class RunFolder:
             return cls(path, configs.read(path / "config.toml"))
         except ConfigError as error:
             raise RunError(f"this run cannot be continued: {error}") from error
+
+    def require_dataset(self, now: dict[str, Any]) -> None:
+        """Raises RunError, naming what differs, unless the dataset is still the one that the run began on."""
+        path = self.path / "dataset.json"
+        if not path.exists():  # of a version that did not write it
+            return
+        try:
+            differs = data.difference(json.loads(path.read_text(encoding="utf-8")), now)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}: not the record of a dataset: {error!r}; restore it") from error
+        if differs:
+            raise RunError(
+                f"{self.path} was begun on another dataset ({differs}): restore it, or choose another --out"
+            )
 
     def clean(self) -> None:
         """Remove what a killed process left half-written."""
@@ -108,6 +134,21 @@ class RunFolder:
         row = {"time": round(time.time(), 3), "event": event, **fields}
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Make the folder of a run where there is none, and hold it: one process at a time.
+
+    Raises:
+        RunError: another process is at work on it, which is named; or it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: the run folder cannot be written: {error.strerror}") from error
+    with lock.held(path / LOCK, path):
+        yield
 
 
 def write(path: Path, text: str) -> None:

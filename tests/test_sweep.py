@@ -413,7 +413,7 @@ def test_two_sweeps_do_not_share_a_folder(stubs: Callable[..., Sweep], tmp_path:
     # As a child does whose parent was killed
     with (tmp_path / children.LOCK).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="is at work: another sweep, or a run"):
+        with pytest.raises(RunError, match="is in use by another process: wait for it"):
             run(stubs(), tmp_path)
     assert not (tmp_path / "sweep.toml").exists()
     run(stubs(), tmp_path)

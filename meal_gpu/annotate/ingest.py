@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from meal_gpu import lock
 from meal_gpu.annotate import coco, cvat, label_studio, masks, received, segmentation_mask, voxel51
 from meal_gpu.annotate.asked import VOID, Answer, Asked, Item
 from meal_gpu.annotate.labels import LabelStore
-from meal_gpu.errors import ConfigError, DataError
+from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.ledger import UNLABELLED, Ledger
 
 Reader = Callable[..., Iterator[Answer]]
@@ -63,12 +64,16 @@ def ingest(
 
     Raises:
         DataError: something does not fit, with one line for each; nothing was changed.
-        RunError: the query or the ledger cannot be read, the result cannot be written.
+        RunError: the query or the ledger cannot be read, the result cannot be written, or another process
+            works on the ledger.
     """
     asked = Asked.read(query)
-    ledger = Ledger.read(ledger_path)
-    found = list(read(asked, answers, form=form))
-    return accept(found, asked, ledger, ledger_path, partial=partial, source=str(answers))
+    if not ledger_path.is_file():
+        raise RunError(f"{ledger_path}: no such ledger; pass the --ledger that the query was made with")
+    with lock.of_ledger(ledger_path):
+        ledger = Ledger.read(ledger_path)
+        found = list(read(asked, answers, form=form))
+        return accept(found, asked, ledger, ledger_path, partial=partial, source=str(answers))
 
 
 def read(asked: Asked, answers: Path, *, form: str = "auto") -> Iterator[Answer]:

@@ -6,6 +6,7 @@ from meal_gpu.data.downloading import download
 from meal_gpu.data.load import load_images, load_labels, open_images
 from meal_gpu.data.packing import pack
 from meal_gpu.data.registry import DATASETS, default_root, open_dataset
+from meal_gpu.data.snapshot import difference, snapshot
 
 __all__ = [
     "DATASETS",
@@ -17,10 +18,12 @@ __all__ = [
     "Split",
     "check",
     "default_root",
+    "difference",
     "download",
     "load_images",
     "load_labels",
     "open_dataset",
     "open_images",
     "pack",
+    "snapshot",
 ]

@@ -1,6 +1,5 @@
 """The processes of a sweep: `meal-gpu run`, one for each run folder."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from meal_gpu import lock as locks
 from meal_gpu.config import Config
 from meal_gpu.errors import RunError
 from meal_gpu.sweep.folders import is_begun
@@ -45,10 +45,10 @@ class Child:
         with self.log.open("ab") as log:
             self._start = log.tell()
             # A session of its own: Ctrl-C at the terminal is for the sweep, which stops its children.
-            # They keep the lock: a sweep that was killed is not continued while they still write.
+            # They end with it, however it ends, and keep its lock until then.
             self.process = subprocess.Popen(
                 command(path, settings, track), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment, start_new_session=True, pass_fds=(lock,),
+                env=environment | locks.parent(), start_new_session=True, pass_fds=(lock,),
             )  # fmt: skip
 
     def error(self) -> str | None:
@@ -81,27 +81,13 @@ def stop(children: Collection[Child]) -> None:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[int]:
-    """Hold the folder of a sweep; yields the file descriptor that does, also in a process that inherits it.
-
-    Raises:
-        RunError: another sweep, or a run that one left behind, still holds it.
-    """
+    """Hold the folder of a sweep, as `lock.held` does. Raises RunError where another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise RunError(f"{folder}: the sweep's folder cannot be written: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"{folder} is at work: another sweep, or a run that a killed one left behind, still writes "
-                "to it; wait for it, or end it (ps ax | grep 'meal_gpu run')"
-            ) from error
+    with locks.held(folder / LOCK, folder) as handle:
         yield handle
-    finally:
-        os.close(handle)
 
 
 class Signals:

@@ -1,0 +1,89 @@
+"""One process at a time: a lock that the kernel takes back when its process ends, however it ends."""
+
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from meal_gpu.errors import RunError
+
+_END_WITH = "MEAL_GPU_END_WITH"  # the process id of a parent
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def held(file: Path, what: Path) -> Iterator[int]:
+    """Hold the lock `file` of `what`; yields the descriptor that does, also in a process that inherits it.
+
+    The file says who holds it, and is empty when nobody does.
+
+    Raises:
+        RunError: another process holds it: which, where and since when; or it cannot be written.
+    """
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"{file}: the lock cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{what} is in use by {_holder(file)}: wait for it, or end it") from None
+        except OSError as error:
+            raise RunError(f"{file}: this file system has no locks: {error.strerror}") from error
+        with suppress(OSError):  # a full disk: the lock holds without a name, too
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(_self()).encode(), 0)
+        try:
+            yield handle
+        finally:
+            with suppress(OSError):
+                os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def of_ledger(ledger: Path) -> AbstractContextManager[int]:
+    """Hold a ledger, by `pool.lock` beside `pool.parquet`, whose folder is made. Raises RunError."""
+    try:
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{ledger.parent}: cannot be made: {error.strerror}") from error
+    return held(ledger.with_suffix(".lock"), ledger)
+
+
+def _self() -> dict[str, object]:
+    return {
+        "pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": " ".join(["meal-gpu", *sys.argv[1:]]),
+    }  # fmt: skip
+
+
+def _holder(file: Path) -> str:
+    try:
+        who = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def parent() -> dict[str, str]:
+    """What to put into the environment of a child that calls `end_with_parent`."""
+    return {_END_WITH: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Get SIGINT when the process that set `parent` for this one ends: it is not left behind (Linux)."""
+    pid = os.environ.pop(_END_WITH, None)
+    if pid is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+    if os.getppid() != int(pid):  # it ended before
+        os.kill(os.getpid(), signal.SIGINT)
