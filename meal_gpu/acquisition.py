@@ -18,7 +18,7 @@ from meal_gpu.adapters import adapt
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images.opening import SHARE, Given, open_images
-from meal_gpu.inference import PRECISIONS, default_precision
+from meal_gpu.inference import PRECISIONS, default_precision, device_named, require_place
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Network
@@ -167,7 +167,7 @@ def acquire(
             activations.
         precision: "float32", "bfloat16" or "float16" (autocast); "auto": bfloat16 where the hardware has it.
         pool_share: of the free memory, for the images; files that take more are decoded anew in every pass.
-        device: where to compute; None: where the model is.
+        device: where to compute, and where the model is; None: there. "auto" is a GPU where there is one.
         ops: "auto" (the fastest that works on `device`), "reference", "cpu" or "cuda".
         measure: a name in `meal_gpu.strategies.MEASURES` that proposes candidates.
         members: further networks of the ensemble, for the measure and strategy of that name.
@@ -175,11 +175,13 @@ def acquire(
         temperature: that logits are divided by before the softmax.
 
     Raises:
-        InputError: images, n or ledger that do not fit together, or a model that cannot be adapted.
+        InputError: images, n or ledger that do not fit together, a model that cannot be adapted or is on
+            another device, or logits that do not lie over the image.
         ConfigError: an unknown strategy or measure.
         DataError: an image file that cannot be used; it is named.
         UnavailableError: ops or a device that are not there.
-        MealGpuError: the model's output is not finite; the image is named.
+        MealGpuError: the model fails, or its output is not finite: the image is named. Or the device's memory
+            is used up by one image.
     """
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
@@ -194,7 +196,10 @@ def acquire(
         if value not in known:
             raise InputError(f"{what} is {value!r}; known: {', '.join(known)}")
     network = adapt(model, layer=layer)
-    where = torch.device(device) if device is not None else _device_of(model, images)
+    where = device_named(str(device)) if device is not None else _device_of(model, images)
+    for one in (model, *members):
+        if isinstance(one, nn.Module):
+            require_place(one, where)
     source, names = open_images(images, where, size=size, share=pool_share)
     if ledger is None:
         ledger = Ledger.create(Grid(*grid, *source.size), names)
@@ -210,6 +215,7 @@ def acquire(
     image_set = ImageSet(
         source, select_for(where, ops),
         precision=default_precision(where) if precision == "auto" else precision, batch_size=batch_size,
+        names=names,
     )  # fmt: skip
     pool = ScoredPool(
         image_set, network, ledger, n, settings, manifold, needs=needs,

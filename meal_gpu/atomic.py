@@ -29,7 +29,7 @@ def folder(path: Path) -> Iterator[Path]:
     try:
         aside.mkdir(parents=True)
         yield aside
-        for part in aside.iterdir():
+        for part in aside.rglob("*"):
             sync(part)
         sync(aside)
         aside.replace(path)

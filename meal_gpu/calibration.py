@@ -4,6 +4,7 @@ Both look at a sample of pixels, whose logits are interpolated where they lie.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 
 from meal_gpu import rng
 from meal_gpu.inference import autocast
-from meal_gpu.models import Segmenter
+from meal_gpu.memory import Halving
+from meal_gpu.models import Output, Segmenter
 from meal_gpu.oracle import Oracle
+from meal_gpu.passes import LOWER
 from meal_gpu.scoring import ImageSet
 
 # Pixels of every patch and of every validation image
@@ -54,18 +57,27 @@ def labelled_pixels(
     """Logits [K, C], train ids [K] of pixels of the labelled patches [M], each by itself as in training."""
     model.eval()
     draws = rng.stream(seed, step, "calibration")
+    device, grid = oracle.images.device, oracle.grid
+    what = f"a forward pass of patches of {grid.patch_height}×{grid.patch_width} pixels in {precision}"
+    halving = Halving(_AT_ONCE, device, what, LOWER)
     parts = []
     for batch in torch.split(patches, _AT_ONCE):
         revealed = oracle.reveal(batch, model)
         assert revealed.labels is not None
-        with autocast(oracle.images.device, precision):
-            logits = model(revealed.pixels).logits
-        padded = model.padded_size((oracle.grid.patch_height, oracle.grid.patch_width))
+        with autocast(device, precision):
+            run = partial(_logits, model, revealed.pixels)
+            logits = torch.cat([part for _, part in halving.over(len(batch), run)])
+        padded = model.padded_size((grid.patch_height, grid.patch_width))
         parts.append(
             sampled(logits, revealed.labels, padded, model.align_corners, oracle.void, draws, PER_PATCH)
         )
     values, truth = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(truth)
+
+
+def _logits(model: Segmenter, pixels: torch.Tensor, rows: slice) -> torch.Tensor:
+    output: Output = model(pixels[rows])
+    return output.logits
 
 
 @torch.inference_mode()

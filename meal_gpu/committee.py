@@ -1,6 +1,6 @@
 """Several predictions of one pool: dropout passes, ensemble members, an image and its mirror image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,7 @@ from meal_gpu.scoring import Advance, ImageSet
 
 # [T, B, C, h, w], batch after batch of the pool
 Predictions = Iterator[torch.Tensor]
+_Predict = Callable[[Network], torch.Tensor]  # a network's logits [B, C, h, w] of the batch at hand
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -62,11 +63,17 @@ def dropout(pool: ImageSet, model: Network, passes: int, seed: int) -> Predictio
             "measure than mc-entropy and bald"
         )
     devices = [pool.device] if pool.device.type == "cuda" else []
-    for number, batch in enumerate(_batches(pool, ready)):
+    number = 0
+
+    def use(predict: _Predict) -> torch.Tensor:
         with torch.random.fork_rng(devices), _training(layers):
             _seed(rng.integer(seed, number, "dropout of a batch"), devices)
-            logits = torch.stack([_logits(pool, ready, batch) for _ in range(passes)])
+            return torch.stack([predict(ready) for _ in range(passes)])
+
+    own = isinstance(ready, Segmenter)
+    for logits in _encoded(pool, ready, use) if own else _whole(pool, ready, use):
         yield logits
+        number += 1
 
 
 @torch.inference_mode()
@@ -75,10 +82,20 @@ def members(pool: ImageSet, models: Sequence[Network]) -> Predictions:
     if len(models) < 2:
         raise InputError(f"an ensemble has two members or more, got {len(models)}: pass them as `members`")
     ready = [for_inference(model, pool.precision, pool.device) for model in models]
+
+    def use(predict: _Predict) -> torch.Tensor:
+        first, *others = (predict(model) for model in ready)
+        for number, logits in enumerate(others, 1):
+            if logits.shape != first.shape:
+                raise InputError(
+                    f"member {number} of the ensemble returns logits {list(logits.shape)}, member 0 "
+                    f"{list(first.shape)}: members must have the same classes and strides"
+                )
+        return torch.stack([first, *others])
+
     frozen = all(isinstance(model, Segmenter) and model.frozen for model in ready)
     # Frozen members share their encoder, others do not
-    for batch in _batches(pool, ready[0]) if frozen else (pixels for _, pixels in pool.normalised(ready[0])):
-        yield torch.stack([_logits(pool, model, batch) for model in ready])
+    yield from _encoded(pool, ready[0], use) if frozen else _whole(pool, ready[0], use)
 
 
 @torch.inference_mode()
@@ -86,11 +103,14 @@ def mirrored(pool: ImageSet, model: Network) -> Predictions:
     """Every image and its mirror image, whose prediction is mirrored back."""
     ready = for_inference(model, pool.precision, pool.device)
     height, width = model.padded_size(pool.size)
-    for _, pixels in pool.normalised(ready):
+
+    def run(pixels: torch.Tensor) -> torch.Tensor:
         # Padding would be on the other side of a mirrored image: what is mirrored is the padded one
         whole = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
-        other = _logits(pool, ready, whole.flip(3)).flip(3)
-        yield torch.stack([_logits(pool, ready, pixels), other])
+        other = pool.forward(ready, whole.flip(3)).logits.flip(3)
+        return torch.stack([pool.forward(ready, pixels).logits, other])
+
+    yield from (logits for _, logits in pool.normalised(ready, run))
 
 
 @contextmanager
@@ -113,24 +133,31 @@ def _seed(seed: int, devices: Sequence[torch.device]) -> None:
             torch.cuda.manual_seed(seed)
 
 
-def _batches(pool: ImageSet, ready: Network) -> Iterator[torch.Tensor | Encoded]:
-    """Of our own networks what the encoder makes of the images: it has no dropout, and runs once."""
-    if isinstance(ready, Segmenter) and ready.frozen:
-        for _, encoded in pool.encodings(ready):
-            yield encoded
-        return
-    for _, pixels in pool.normalised(ready):
-        if not isinstance(ready, Segmenter):
-            yield pixels
-            continue
+def _whole(pool: ImageSet, ready: Network, use: Callable[[_Predict], torch.Tensor]) -> Predictions:
+    """What `use` makes of every batch by predictions of the whole network."""
+
+    def run(pixels: torch.Tensor) -> torch.Tensor:
+        # Of a copy, because somebody's network may work in place
+        return use(lambda model: pool.forward(model, pixels.clone()).logits)
+
+    yield from (logits for _, logits in pool.normalised(ready, run))
+
+
+def _encoded(pool: ImageSet, ready: Network, use: Callable[[_Predict], torch.Tensor]) -> Predictions:
+    """As `_whole` for networks of our own, of which the encoder, without dropout, runs once."""
+    assert isinstance(ready, Segmenter)
+
+    def run(encoded: Encoded) -> torch.Tensor:
+        def predict(model: Network) -> torch.Tensor:
+            assert isinstance(model, Segmenter)
+            return model.decode(encoded)
+
         with autocast(pool.device, pool.precision):
-            encoded = ready.encode(pixels)
-        yield encoded
+            return use(predict)
 
+    def encode_and_run(pixels: torch.Tensor) -> torch.Tensor:
+        with autocast(pool.device, pool.precision):
+            return run(ready.encode(pixels))
 
-def _logits(pool: ImageSet, ready: Network, batch: torch.Tensor | Encoded) -> torch.Tensor:
-    with autocast(pool.device, pool.precision):
-        if isinstance(batch, torch.Tensor):
-            return ready(batch).logits
-        assert isinstance(ready, Segmenter)
-        return ready.decode(batch)
+    found = pool.decoded(ready, run) if ready.frozen else pool.normalised(ready, encode_and_run)
+    yield from (logits for _, logits in found)

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from meal_gpu.config import require_device
 from meal_gpu.convolution import phase_dilated
-from meal_gpu.errors import UnavailableError
+from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.models import Network, Output
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -21,6 +21,7 @@ _POOLINGS = (
     "segmentation_models_pytorch.decoders.deeplabv3.decoder.ASPPPooling",
     "torchvision.models.segmentation.deeplabv3.ASPPPooling",
 )
+_OTHERS = (torch.float16, torch.bfloat16, torch.float64)
 _WARM_UP = 3  # passes before a capture, in which libraries choose their algorithms
 
 
@@ -56,19 +57,26 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
     BatchNorms that follow a convolution in a plain `nn.Sequential`, or in the pooling of DeepLab's ASPP, are
     folded into it in float32 (Jacob et al. 2018, section 3.2), and the weights that autocast would cast in
     every pass are cast once. On the CPU, depthwise convolutions of a large dilation become `Phased`. A
-    network that is no `nn.Module`, or cannot be copied, is put in eval mode and returned as it is.
+    network that is no `nn.Module`, or cannot be copied, is put in eval mode and returned as it is. Weights in
+    half or double precision become float32.
 
     Args:
         device: where the model is, and will be called.
+
+    Raises:
+        InputError: the model is elsewhere.
     """
     if not isinstance(model, nn.Module):
         model.eval()
         return model
+    require_place(model, device)
     try:
         ready: Any = copy.deepcopy(model).eval().requires_grad_(False)
     except (RuntimeError, TypeError):  # tensors computed from parameters, locks, open files
         model.eval()
         return model
+    if any(parameter.dtype in _OTHERS for parameter in ready.parameters()):
+        ready.float()  # autocast, where it is on, looks after the rest
     fold_batchnorm(ready)
     if device.type == "cpu":
         phase_dilated(ready)
@@ -78,6 +86,75 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
                 module.to(PRECISIONS[precision])
     network: Network = ready
     return network
+
+
+def name_of(model: object) -> str:
+    """What a user calls the network: the class inside of an adapter or a window."""
+    while type(model).__module__.startswith("meal_gpu."):
+        inner = getattr(model, "network", getattr(model, "model", None))
+        if inner is None:
+            break
+        model = inner
+    return type(model).__name__
+
+
+def require_place(model: nn.Module, device: torch.device) -> None:
+    """Raises InputError where a weight of `model` has no value, or is on another device."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"{name_of(model)} is on the meta device: {name} has a shape and no values; "
+                "load its weights (model.to_empty(device=...), then load_state_dict)"
+            )
+        if tensor.device.type != device.type or None is not device.index != tensor.device.index:
+            raise InputError(
+                f"{name_of(model)} has {name} on {tensor.device}, and the images are on {device}: "
+                f"model.to({str(device)!r}), or leave out device="
+            )
+
+
+def checked(
+    output: Any, pixels: torch.Tensor, padded: tuple[int, int], model: object, classes: int | None = None
+) -> Output:
+    """The output of `model` for `pixels` [B, 3, H, W] where its logits are what a `Network` promises.
+
+    Args:
+        padded: (H, W) that the logits span.
+        classes: how many there must be; None: any number.
+
+    Raises:
+        InputError: no `Output`; logits of another rank, dtype, batch, device or number of classes, or with
+            two strides.
+    """
+    name, logits = name_of(model), getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or not logits.is_floating_point():
+        seen = type(output).__name__
+        if isinstance(logits, torch.Tensor):
+            seen = f"logits {list(logits.shape)} {logits.dtype}"
+        raise InputError(f"{name} returns {seen}; expected an Output of floating-point logits [B, C, h, w]")
+    if len(logits) != len(pixels) or logits.device != pixels.device:
+        raise InputError(
+            f"{name} returns logits of {len(logits)} images on {logits.device} "
+            f"for {len(pixels)} images on {pixels.device}"
+        )
+    if classes is not None and logits.shape[1] != classes:
+        raise InputError(
+            f"{name} returns logits of {logits.shape[1]} classes, but {classes} are named by the dataset or "
+            "the list of classes; take the model that was trained on these classes, or name those that it has"
+        )
+    cells = logits.shape[2:]
+    # A stride gives a side of the image some cells, or one more or less where it is no multiple
+    least = max(side / (number + 1) for side, number in zip(padded, cells, strict=True))
+    most = min(side / max(number - 1, 0.5) for side, number in zip(padded, cells, strict=True))
+    if least > most:
+        down, across = (side / number for side, number in zip(padded, cells, strict=True))
+        raise InputError(
+            f"{name} returns logits of {cells[0]}×{cells[1]} for {padded[0]}×{padded[1]} pixels, "
+            f"{down:.3g} pixels down and {across:.3g} across for one: a model that crops or transposes must "
+            "give logits of the whole image, and one that works on squares resize them to the image's shape"
+        )
+    found: Output = output
+    return found
 
 
 def fold_batchnorm(model: nn.Module) -> None:

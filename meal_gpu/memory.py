@@ -1,18 +1,23 @@
-"""Memory of the GPU and of the host: one allocator for all libraries, and how much is free."""
+"""Memory of the GPU and of the host: one allocator for all libraries, what is free, what if nothing is."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from meal_gpu.errors import UnavailableError
+from meal_gpu.errors import MealGpuError, UnavailableError
 
 MEMINFO = Path("/proc/meminfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
+# Of torch's own errors and of the libraries under it
+_EXHAUSTED = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+_Result = TypeVar("_Result")
 
 
 def share_allocator(device: torch.device | None = None) -> None:
@@ -124,3 +129,93 @@ def _cgroup_rooms() -> Iterator[int]:
                 pass  # no such folder, or the limit is "max"
             if group == root:
                 break
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, or the one it was raised from or during, says that memory is used up."""
+    at: BaseException | None = error
+    while at is not None and not isinstance(at, MealGpuError):  # which would have been explained already
+        if isinstance(at, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(at, RuntimeError) and any(words in str(at) for words in _EXHAUSTED):
+            return True
+        at = at.__cause__ or at.__context__
+    return False
+
+
+@contextmanager
+def explained(device: torch.device, what: str, remedy: str) -> Iterator[None]:
+    """Raises MealGpuError for out of memory inside: `what` was done, and the `remedy`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _exhausted(device, what, remedy, error) from error
+
+
+def _exhausted(device: torch.device, what: str, remedy: str, error: BaseException) -> MealGpuError:
+    free = free_bytes(device) / 2**20
+    reason = ". ".join(" ".join(str(error).split()).split(". ")[:2]).rstrip(".")
+    return MealGpuError(f"{device}: out of memory in {what}, with {free:.0f} MiB free ({reason}). {remedy}")
+
+
+class Halving:
+    """Runs a function on a batch: on all of it, or, once memory was used up, on half as many for good.
+
+    What was computed before is kept. Where the function's result for a row does not depend on how many rows
+    come with it, results are the same bits; libraries may round a network's last digit otherwise for another
+    number of images, and then results are those of that smaller batch size.
+
+    Args:
+        size: rows at once.
+        device: whose memory it is about.
+        what: one row, and `remedy`, what a user can lower, where one row is too many.
+        spare: gives back memory that is only there for speed; says whether there was any.
+    """
+
+    def __init__(
+        self, size: int, device: torch.device, what: str, remedy: str,
+        spare: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self.size = size
+        self._device = device
+        self._what = what
+        self._remedy = remedy
+        self._spare = spare
+
+    def over(
+        self, count: int, run: Callable[[slice], _Result], forget: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[slice, _Result]]:
+        """Yield (rows, `run(rows)`) for parts of the rows 0 … count - 1, in order.
+
+        `forget` is called before a part is tried again: to let go of what was made for the larger one.
+
+        Raises:
+            MealGpuError: memory is used up by a single row.
+        """
+        done = 0
+        while done < count:
+            rows = slice(done, min(done + self.size, count))
+            tried = rows.stop - rows.start
+            try:
+                result = run(rows)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                spared = self._spare()
+                if tried == 1 and not spared:
+                    raise _exhausted(self._device, self._what, self._remedy, error) from error
+            else:
+                yield rows, result
+                del result  # or it would be held while the next part is computed
+                done = rows.stop
+                continue
+            # Out of the handler, so that the error and the tensors of the failed attempt are gone
+            forget()
+            if not spared:
+                self.size = tried // 2
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            how = "without what was kept for speed" if spared else f"with {self.size} at once, not {tried}"
+            warnings.warn(f"{self._device}: out of memory in {self._what}; it goes on {how}", stacklevel=2)

@@ -242,6 +242,12 @@ def save(model: nn.Module, path: Path) -> None:
 def load(model: nn.Module, path: Path) -> None:
     """Read what `save` wrote into a model of the same architecture. Raises ConfigError where it differs."""
     tensors = _read(path)
+    found, wanted = (weights.get("classifier.bias") for weights in (tensors, model.state_dict()))
+    if found is not None and wanted is not None and len(found) != len(wanted):
+        raise ConfigError(
+            f"{path}: weights for {len(found)} classes, but the dataset has {len(wanted)}; use the dataset "
+            "that they were trained on"
+        )
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

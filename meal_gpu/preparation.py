@@ -12,6 +12,7 @@ from meal_gpu import config as configs
 from meal_gpu import data, ops, rng
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError
+from meal_gpu.footprint import require_host_memory
 from meal_gpu.grid import Grid
 from meal_gpu.inference import default_precision, device_named
 from meal_gpu.models import Builder
@@ -61,15 +62,20 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(config, device=str(device), precision=precision, ops=name)
 
 
-def load(config: Config, monitor: Monitor) -> Experiment:
-    """Check the dataset, then open both splits."""
-    dataset = data.open_dataset(config.dataset, config.root, size=config.size)
+def open_dataset(config: Config) -> data.Dataset:
+    return data.open_dataset(config.dataset, config.root, size=config.size)
+
+
+def load(config: Config, monitor: Monitor, dataset: data.Dataset | None = None) -> Experiment:
+    """Check the dataset, that of `config` unless it is opened already, then open both splits."""
+    dataset = dataset or open_dataset(config)
     for split, what in ((dataset.train, "train"), (dataset.val, "val")):
         if not len(split) or split.labels is None:
             raise DataError(
                 f"{dataset.root}: a run needs labelled images in both splits, and {what} has none; "
                 "to query images without labels use meal_gpu.acquire"
             )
+    require_host_memory(config, dataset)
     with monitor.stage("check files", len(dataset.train) + len(dataset.val)) as advance:
         if problems := data.check(dataset, progress=advance):
             more = f" (and {len(problems) - 1} more: meal-gpu data check)" if len(problems) > 1 else ""
@@ -93,8 +99,9 @@ def load(config: Config, monitor: Monitor) -> Experiment:
             where = "cpu" if images.resident is None else device
             labels = data.load_labels(split, dataset, device=where, progress=advance)
         image_set = ImageSet(
-            images, implementation, precision=config.precision, cache_bytes=cache_bytes(config)
-        )
+            images, implementation, precision=config.precision, cache_bytes=cache_bytes(config),
+            names=split.names, classes=len(dataset.classes),
+        )  # fmt: skip
         return image_set, labels
 
     pool, labels = read(dataset.train, "pool")

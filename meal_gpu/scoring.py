@@ -1,27 +1,31 @@
-"""Images through the model: pool scores, patch features and the logits that evaluation reads."""
+"""What a pass of the model over the pool says of its patches: scores, features, classes, boundaries."""
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from meal_gpu.errors import MealGpuError
 from meal_gpu.grid import Grid
-from meal_gpu.images.sources import Images, Resident, windows
-from meal_gpu.inference import Graphed, autocast, for_inference
-from meal_gpu.models import Encoded, Network, Output, Segmenter
-from meal_gpu.ops import Ops, PatchClasses
+from meal_gpu.images.sources import Window, windows
+from meal_gpu.inference import for_inference
+from meal_gpu.memory import Halving
+from meal_gpu.models import Network, Output
+from meal_gpu.ops import PatchClasses
+from meal_gpu.passes import LOWER, ImageSet, default_batch
+
+__all__ = [
+    "Advance", "ImageSet", "Scored", "boundary_lengths", "default_batch", "patch_features",
+    "patches_at_once", "pool_features", "pool_patches", "require_finite", "score_pool", "shared_features",
+]  # fmt: skip
 
 Advance = Callable[[int], None]
-
-_GPU_BATCH = 8
 _MOST_PATCHES = 32
 # Of the patches that pass through the encoder together on the CPU, measured with 128×256 and 90×120: more
 # leave the caches, fewer do not pay the cost of a layer
 _CPU_PIXELS = 2**18
-# A capture costs some passes of its own
-_GRAPH_FROM = 8
 
 
 class Scored(NamedTuple):
@@ -37,114 +41,11 @@ class Scored(NamedTuple):
     boundary: torch.Tensor | None = None
 
 
-def default_batch(device: torch.device) -> int:
-    """Images in a forward pass: 8 on a GPU, 1 on the CPU, whose caches then hold the activations."""
-    return _GPU_BATCH if device.type == "cuda" else 1
-
-
 def patches_at_once(grid: Grid, device: torch.device) -> int:
     """Patches in a forward pass: 32 on a GPU; on the CPU no more than 2^18 pixels, but one."""
     if device.type == "cuda":
         return _MOST_PATCHES
     return min(_MOST_PATCHES, max(1, _CPU_PIXELS // (grid.patch_height * grid.patch_width)))
-
-
-class ImageSet:
-    """Images of a pool that pass through a network in fixed batches.
-
-    With a frozen encoder its outputs are kept, up to `cache_bytes`, because they never change: only the
-    decoder runs from the second pass on. What does not fit is computed again each time, with equal bits.
-    All frozen networks of one set must share their encoder's weights.
-
-    Args:
-        images: a source, or a uint8 tensor [N, H, W, 3] on the device that computes.
-        batch_size: images in a forward pass; None: `default_batch` of the device.
-    """
-
-    def __init__(
-        self, images: Images | torch.Tensor, ops: Ops, *, precision: str = "float32",
-        batch_size: int | None = None, cache_bytes: int = 0,
-    ) -> None:  # fmt: skip
-        self.images: Images = Resident(images) if isinstance(images, torch.Tensor) else images
-        self.size = self.images.size
-        self.device = self.images.device
-        self.ops = ops
-        self._whole = Grid(1, 1, *self.size)
-        self.precision = precision
-        self._batch_size = default_batch(self.device) if batch_size is None else batch_size
-        self._free_bytes = cache_bytes
-        self._encoded: list[Encoded] = []  # of the first batches
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @torch.inference_mode()
-    def outputs(self, model: Network) -> Iterator[tuple[slice, Output]]:
-        """Yield (images, logits and features) batch by batch, in order."""
-        ready = for_inference(model, self.precision, self.device)
-        if isinstance(ready, Segmenter) and ready.frozen:
-            for batch, encoded in self.encodings(ready):
-                with autocast(self.device, self.precision):
-                    logits = ready.decode(encoded)
-                yield batch, Output(logits, encoded.deep)
-            return
-        graphed: Graphed | None = None
-        for batch, pixels in self.normalised(ready):
-            if graphed is None and self._worth_a_graph(ready):
-                graphed = Graphed(ready, pixels, self.precision)
-            if graphed is not None:
-                yield batch, graphed(pixels)
-                continue
-            with autocast(self.device, self.precision):
-                output = ready(pixels)
-            yield batch, output
-
-    def _worth_a_graph(self, model: Network) -> bool:
-        # A user's own network may wait for the device, which a capture cannot hold
-        many = len(self) >= _GRAPH_FROM * self._batch_size
-        return many and self.device.type == "cuda" and isinstance(model, Segmenter)
-
-    @torch.inference_mode()
-    def feature_maps(self, model: Network) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield (images, [B, D, h', w']) batch by batch, without the decoder."""
-        ready = for_inference(model, self.precision, self.device)
-        if isinstance(ready, Segmenter) and ready.frozen:
-            for batch, encoded in self.encodings(ready):
-                yield batch, encoded.deep
-            return
-        for batch, pixels in self.normalised(ready):
-            with autocast(self.device, self.precision):
-                features = ready.features(pixels)
-            yield batch, features
-
-    def normalised(self, model: Network, first: int = 0) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Batches as the network takes them, from image `first` on."""
-        ids = torch.arange(self._batch_size, device=self.device)
-        rest = torch.arange(first, len(self)) if first else None
-        for images in self.images.batches(self._batch_size, of=rest):
-            pixels = self.ops.gather_patches(
-                images, None, ids[: len(images)], self._whole, model.mean, model.std, 0
-            ).pixels
-            yield slice(first, first + len(images)), pixels
-            first += len(images)
-
-    def encodings(self, model: Segmenter) -> Iterator[tuple[slice, Encoded]]:
-        """As `normalised`, what the frozen encoder makes of the batches; one such iteration at a time."""
-        done = 0
-        for encoded in list(self._encoded):
-            yield slice(done, done + len(encoded.deep)), encoded
-            done += len(encoded.deep)
-        if done == len(self):
-            return
-        keeps = True
-        for batch, pixels in self.normalised(model, done):
-            with autocast(self.device, self.precision):
-                encoded = model.encode(pixels)
-            size = sum(part.nbytes for part in encoded)
-            if keeps := keeps and size <= self._free_bytes:
-                self._free_bytes -= size
-                self._encoded.append(encoded)
-            yield batch, encoded
 
 
 def score_pool(
@@ -160,44 +61,69 @@ def score_pool(
     """
     padded = model.padded_size(pool.size)
     counting = valid if valid is None else valid.to(pool.device, torch.uint8)
-    scores, described, found, lengths = [], [], [], []
-    for batch, output in pool.outputs(model):
+
+    def use(output: Output) -> Scored:
         geometry = (output.logits, grid, padded, model.align_corners)
-        scores.append(
-            pool.ops.patch_entropy(*geometry, measure=measure, temperature=temperature, valid=counting)
+        return Scored(
+            pool.ops.patch_entropy(*geometry, measure=measure, temperature=temperature, valid=counting),
+            pool_patches(output.features, grid, padded) if features else None,
+            pool.ops.patch_classes(*geometry, temperature=temperature, valid=counting) if classes else None,
+            boundary_lengths(output.logits, grid, padded, valid) if boundary else None,
         )
-        if features:
-            described.append(pool_patches(output.features, grid, padded))
-        if classes:
-            found.append(pool.ops.patch_classes(*geometry, temperature=temperature, valid=counting))
-        if boundary:
-            lengths.append(boundary_lengths(output.logits, grid, padded))
+
+    parts: list[Scored] = []
+    for batch, found in pool.passed(model, use):
+        parts.append(found)
         advance(batch.stop - batch.start)
+    scores, described, counted, lengths = zip(*parts, strict=True)
     return Scored(
         torch.cat(scores).flatten(),
         torch.cat(described).flatten(0, 1) if features else None,
-        PatchClasses(*(torch.cat(part).flatten(0, 1) for part in zip(*found, strict=True)))
+        PatchClasses(*(torch.cat(part).flatten(0, 1) for part in zip(*counted, strict=True)))
         if classes
         else None,
         torch.cat(lengths).flatten() if boundary else None,
     )
 
 
-def boundary_lengths(logits: torch.Tensor, grid: Grid, padded: tuple[int, int]) -> torch.Tensor:
+def boundary_lengths(
+    logits: torch.Tensor, grid: Grid, padded: tuple[int, int], valid: torch.Tensor | None = None
+) -> torch.Tensor:
     """[B, C, h, w] -> [B, P] float32: pixels of boundary between predicted classes, as seen at h × w.
 
     An estimate: what is thinner than a cell of the logits is not seen, and a slanted line is as long as its
-    steps.
+    steps. With `valid` [H, W] bool a boundary counts by the share of pixels where it is true, in the one of
+    its two cells that has fewer.
     """
     labels = logits.argmax(dim=1)
     height, width = labels.shape[1:]
     edges = logits.new_zeros((len(labels), 1, height, width), dtype=torch.float32)
     # An edge across the columns is as long as a cell is high
-    edges[:, 0, :, 1:] += (labels[:, :, 1:] != labels[:, :, :-1]) * (padded[0] / height)
-    edges[:, 0, 1:] += (labels[:, 1:] != labels[:, :-1]) * (padded[1] / width)
+    across = (labels[:, :, 1:] != labels[:, :, :-1]) * (padded[0] / height)
+    down = (labels[:, 1:] != labels[:, :-1]) * (padded[1] / width)
+    if valid is not None:
+        shares = _shares(valid.to(logits.device), grid, (height, width), padded)
+        across = across * torch.minimum(shares[:, 1:], shares[:, :-1])
+        down = down * torch.minimum(shares[1:], shares[:-1])
+    edges[:, 0, :, 1:] += across
+    edges[:, 0, 1:] += down
     cell = padded[0] / height * padded[1] / width
     lengths: torch.Tensor = pool_patches(edges, grid, padded)[..., 0] * _areas(grid, logits.device) / cell
     return lengths
+
+
+def _shares(valid: torch.Tensor, grid: Grid, cells: tuple[int, int], padded: tuple[int, int]) -> torch.Tensor:
+    """[H, W] -> [h, w] float32: the share of true pixels among those of the image in each cell."""
+    shares = []
+    for image in (valid.float(), torch.ones_like(valid, dtype=torch.float32)):
+        filled = F.pad(image, (0, padded[1] - grid.width, 0, padded[0] - grid.height))
+        # a cell as a patch: `pool_patches` measures which part of every pixel lies in it
+        rows, columns = (
+            _overlaps(cells[i], padded[i] / cells[i], padded[i], padded[i], padded[i], valid.device)
+            for i in (0, 1)
+        )
+        shares.append(rows @ filled @ columns.T)
+    return shares[0] / shares[1].clamp(min=torch.finfo(torch.float32).tiny)
 
 
 @cache
@@ -227,16 +153,32 @@ def patch_features(
     ready = for_inference(model, pool.precision, pool.device)
     # In ascending order, for images that come from elsewhere one after the other
     ascending, order = patches.to(pool.device).sort(stable=True)
+    size = patches_at_once(grid, pool.device)
+    what = f"a forward pass of patches of {grid.patch_height}×{grid.patch_width} pixels in {pool.precision}"
+    halving = Halving(size, pool.device, what, LOWER)
     parts = []
-    for window in windows(pool.images, ascending, grid, patches_at_once(grid, pool.device)):
-        pixels = pool.ops.gather_patches(
-            window.pixels, None, window.local, grid, ready.mean, ready.std, 0
-        ).pixels
-        with autocast(pool.device, pool.precision):
-            parts.append(pool_features(ready.features(pixels)))
-        advance(len(window.local))
+    for window in windows(pool.images, ascending, grid, size):
+        part = partial(
+            pool.named, partial(_features_of, pool, ready, grid, window), partial(_image_of, window, grid)
+        )
+        for rows, features in halving.over(len(window.local), part):
+            parts.append(features)
+            advance(rows.stop - rows.start)
     features = torch.cat(parts)
+    parts.clear()  # of a large pool they are gigabytes
     return torch.empty_like(features).index_copy_(0, order, features)
+
+
+def _features_of(pool: ImageSet, ready: Network, grid: Grid, window: Window, rows: slice) -> torch.Tensor:
+    """[M, D] float32 of some of the window's patches."""
+    pixels = pool.ops.gather_patches(
+        window.pixels, None, window.local[rows], grid, ready.mean, ready.std, 0
+    ).pixels
+    return pool_features(pool.features(ready, pixels))
+
+
+def _image_of(window: Window, grid: Grid, row: int) -> int:
+    return int(window.images[int(window.local[row]) // grid.patches_per_image])
 
 
 def pool_features(maps: torch.Tensor) -> torch.Tensor:
@@ -256,7 +198,7 @@ def pool_patches(maps: torch.Tensor, grid: Grid, padded: tuple[int, int]) -> tor
 
 @cache
 def _overlaps(
-    parts: int, part: int, length: int, cells: int, padded: int, device: torch.device
+    parts: int, part: float, length: int, cells: int, padded: int, device: torch.device
 ) -> torch.Tensor:
     """[parts, cells] float32: which share of a part of the axis lies in each cell."""
     low = torch.arange(parts, dtype=torch.float64)[:, None] * part

@@ -9,14 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from meal_gpu import rng
-from meal_gpu.errors import InputError
+from meal_gpu.errors import InputError, MealGpuError
 from meal_gpu.evaluate import Evaluation
 from meal_gpu.inference import autocast
+from meal_gpu.memory import explained
 from meal_gpu.models import Encoded, Segmenter
 from meal_gpu.ops import Patches
 from meal_gpu.oracle import Oracle
 from meal_gpu.scoring import Advance
 
+_LOWER = (
+    "Set a smaller batch_size (which is another result, so it is not done unasked), lower cache_gib or "
+    "pool_share, compute in bfloat16, or end other programs on the device"
+)
 _PIXEL_BYTES = 3 * 4 + 1  # float32 colours and a label
 
 
@@ -58,14 +63,32 @@ def train(
 
     All randomness (order, dropout) comes from (`seed`, `step`); torch's global state is left alone.
 
+    Out of memory is no reason for smaller batches: BatchNorm would make them another result.
+
     Raises:
         InputError: fewer than two patches, or batches of one.
+        MealGpuError: the loss is NaN or infinite, or the device's memory is used up.
     """
     if min(len(patches), schedule.batch_size) < 2:
         raise InputError(
             f"{len(patches)} patches in batches of {schedule.batch_size} were given; "
             "BatchNorm needs at least 2 of both"
         )
+    grid, device = oracle.grid, oracle.images.device
+    what = (
+        f"step {step}: training with batch_size {schedule.batch_size}, patches of "
+        f"{grid.patch_height}×{grid.patch_width} pixels in {schedule.precision}"
+    )
+    with explained(device, what, _LOWER):
+        return _trained(
+            model, patches, oracle, schedule, seed=seed, step=step, validate=validate, advance=advance
+        )
+
+
+def _trained(
+    model: Segmenter, patches: torch.Tensor, oracle: Oracle, schedule: Schedule, *, seed: int, step: int,
+    validate: Callable[[], Evaluation] | None, advance: Advance,
+) -> Trained:  # fmt: skip
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trainable, schedule.learning_rate, fused=True)
     batches = _Batches(model, patches, oracle, schedule)
@@ -78,10 +101,14 @@ def train(
                 for group in optimiser.param_groups:
                     group["lr"] *= 0.1
             order = torch.from_numpy(rng.stream(seed, step, f"epoch {epoch}").permutation(len(patches)))
-            row = {
-                "epoch": float(epoch),
-                "loss": _epoch(model, order, batches, optimiser, schedule, oracle.void),
-            }
+            loss = _epoch(model, order, batches, optimiser, schedule, oracle.void)
+            if not math.isfinite(loss):
+                raise MealGpuError(
+                    f"step {step}, epoch {epoch} of {schedule.epochs}: the training loss is {loss}; lower "
+                    f"learning_rate, which is {schedule.learning_rate:g}, or compute in float32 where "
+                    f"precision is {schedule.precision}"
+                )
+            row = {"epoch": float(epoch), "loss": loss}
             last = epoch == schedule.epochs
             if validate and (last or (schedule.keep == "best" and epoch % schedule.validate_every == 0)):
                 evaluation = validate()

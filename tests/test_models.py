@@ -264,8 +264,11 @@ def test_saved_and_loaded_a_network_gives_the_same_bits(builder: Builder, tmp_pa
 def test_weights_of_another_network_are_named(smp_builder: Builder, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     models.save(smp_builder(0), path)
-    for other in (Builder("paper", 5, "none")(0), Builder("smp", 6, "none")(0)):
-        with pytest.raises(ConfigError, match=r"model\.safetensors: the weights are of another"):
+    for other, message in (
+        (Builder("paper", 5, "none")(0), "the weights are of another"),
+        (Builder("smp", 6, "none")(0), "weights for 5 classes, but the dataset has 6"),
+    ):
+        with pytest.raises(ConfigError, match=rf"model\.safetensors: {message}"):
             models.load(other, path)
     with pytest.raises(UnavailableError, match=r"nothing\.safetensors"):
         models.load(smp_builder(0), tmp_path / "nothing.safetensors")

@@ -278,6 +278,37 @@ def test_boundary_lengths_of_ragged_patches_and_padding() -> None:
     assert found.tolist() == [pytest.approx([4, 4 + 8])]
 
 
+# The pixels that count, of 8 × 16 under 4 × 4 cells, and what they leave of an island's boundary by patch
+MASKS = {
+    "everything": ((slice(0, 8), slice(0, 16)), [2 + 4, 2, 4, 0]),
+    "nothing": ((slice(0, 0), slice(0, 0)), [0, 0, 0, 0]),
+    # the island's own row of cells, so that only its sides count
+    "a row": ((slice(2, 4), slice(0, 16)), [2, 2, 0, 0]),
+    # half of the island: its left side and half of its upper and lower one
+    "half a cell": ((slice(0, 8), slice(0, 6)), [2 / 2 + 4 / 2, 0, 4 / 2, 0]),
+    "the other half": ((slice(0, 8), slice(6, 16)), [4 / 2, 2 / 2, 4 / 2, 0]),
+    "elsewhere": ((slice(0, 8), slice(12, 16)), [0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize(("where", "expected"), MASKS.values(), ids=MASKS)
+def test_boundaries_in_masked_pixels_do_not_count(where: tuple[slice, slice], expected: list[float]) -> None:
+    valid = torch.zeros(8, 16, dtype=torch.bool)
+    valid[where] = True
+    logits = seen_as(BOUNDARIES["an island"][0])
+    found = boundary_lengths(logits, Grid(2, 2, 8, 16), (8, 16), valid)
+    assert found.tolist() == [pytest.approx(expected)]
+
+
+def test_masked_boundaries_beside_padding() -> None:
+    """The padding's pixels are no pixels of the image: they make no cell count less."""
+    logits, grid = seen_as(["0122"] * 4), Grid(1, 2, 6, 10)
+    valid = torch.ones(6, 10, dtype=torch.bool)
+    assert torch.equal(
+        boundary_lengths(logits, grid, (8, 16), valid), boundary_lengths(logits, grid, (8, 16))
+    )
+
+
 def test_one_pass_finds_all_that_single_passes_find(on_cpu: Ops) -> None:
     images, model = ImageSet(scenes(3), on_cpu), calibrated(BUILDER, 0)
     valid = torch.rand(32, 64, generator=torch.Generator().manual_seed(2)) > 0.3
@@ -300,6 +331,6 @@ def test_one_pass_finds_all_that_single_passes_find(on_cpu: Ops) -> None:
     assert torch.equal(whole.classes.counts, by_hand.counts.flatten(0, 1))
     assert whole.classes.counts.view(3, 8, 3).sum(dim=(1, 2)).tolist() == [int(valid.sum())] * 3
     assert whole.boundary is not None
-    assert torch.equal(whole.boundary, boundary_lengths(logits, GRID, (32, 64)).flatten())
+    assert torch.equal(whole.boundary, boundary_lengths(logits, GRID, (32, 64), valid).flatten())
     alone = score_pool(images, model, GRID)
     assert (alone.features, alone.classes, alone.boundary) == (None, None, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meal_gpu import atomic, strategies
+from meal_gpu import atomic, lock, strategies
 from meal_gpu.acquisition import Query, query
 from meal_gpu.adapters import adapt
 from meal_gpu.annotate.asked import Asked, Box, Item, Pixels, read_mask
@@ -65,8 +65,16 @@ def ask(
     """Score what is new, choose within the budget, write the ledger, then the query folder `out`.
 
     Raises:
-        MealGpuError: as `acquisition.acquire`; and a RunError where `out` is not empty.
+        MealGpuError: as `acquisition.acquire`; and a RunError where `out` is not empty, or another process
+            works on the ledger.
     """
+    with lock.of_ledger(ledger_path):
+        return _ask(images, model, ledger_path, out, plan, stage)
+
+
+def _ask(
+    images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage
+) -> Report:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is not empty: a query of its own lies in every folder; name another --out")
     strategies.needed(plan.strategy, plan.measure)
@@ -92,7 +100,8 @@ def ask(
     kept = Kept(ledger_path, key, feature_space(model, applied))
 
     def image_set(of: Images) -> ImageSet:
-        return ImageSet(of, implementation, precision=precision)
+        classes = None if plan.classes is None else len(plan.classes)
+        return ImageSet(of, implementation, precision=precision, classes=classes)
 
     manifold = kept.manifold()
     fits = strategies.get(plan.strategy).manifold and manifold is None

@@ -32,6 +32,7 @@ from meal_gpu.strategies.base import Measure, Pool, Selection, Strategy
 __all__ = [
     "MEASURES",
     "STRATEGIES",
+    "WAITING",
     "Measure",
     "Pool",
     "Selection",
@@ -41,6 +42,9 @@ __all__ = [
     "needed",
     "takes_members",
 ]
+
+WAITING = ("typiclust", "meal-pca")
+"""Strategies for which the host waits for a GPU, where sizes, or whether a search converged, are known."""
 
 _RANKED = (
     entropy, margin, least_confidence, mc_entropy, bald, ensemble, equal, ripu, class_balanced, power,
