@@ -114,26 +114,37 @@ class RunFolder:
             with atomic.folder(target) as aside:
                 yield aside
         except OSError as error:
-            raise RunError(
-                f"{target}: could not be written: {error.strerror or error}. "
-                "Complete steps are intact: free some room and continue with --resume"
-            ) from error
+            raise _unwritten(target, error) from error
 
     def publish_ledger(self) -> None:
-        """Make the newest step's ledger the run's."""
+        """Make the newest step's ledger the run's. Raises RunError where that is not possible."""
         if done := self.completed():
-            with atomic.writing(self.path / "ledger.parquet") as aside:
-                shutil.copyfile(self.step(done[-1]) / "ledger.parquet", aside)
+            target = self.path / "ledger.parquet"
+            try:
+                with atomic.writing(target) as aside:
+                    shutil.copyfile(self.step(done[-1]) / "ledger.parquet", aside)
+            except OSError as error:
+                raise _unwritten(target, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """`metrics.json` of every complete step, in order."""
         return [json.loads((self.step(k) / "metrics.json").read_text()) for k in self.completed()]
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one line to log.jsonl."""
+        """Append one line to log.jsonl. Raises RunError where that is not possible."""
         row = {"time": round(time.time(), 3), "event": event, **fields}
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise _unwritten(self.path / "log.jsonl", error) from error
+
+
+def _unwritten(target: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{target}: could not be written: {error.strerror or error}. "
+        "Complete steps are intact: free some room and continue with --resume"
+    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from meal_gpu import atomic
 from meal_gpu.annotate import coco, cvat, label_studio, segmentation_mask, tables
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.errors import RunError
@@ -30,7 +31,8 @@ def export(asked: Asked, out: Path, *, form: str) -> list[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is not empty; name another --out")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        return WRITERS[form](asked, out, context=asked.context)
+        with atomic.folder(out) as aside:
+            written = WRITERS[form](asked, aside, context=asked.context)
     except OSError as error:
         raise RunError(f"{out}: could not be written: {error.strerror or error}; free some room") from error
+    return [out / path.relative_to(aside) for path in written]

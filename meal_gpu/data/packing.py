@@ -8,8 +8,6 @@ OUT/val.images.npy  OUT/val.labels.npy
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -18,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from meal_gpu import atomic
 from meal_gpu.data.dataset import Dataset, Progress, Split
 from meal_gpu.data.load import fill_labels
-from meal_gpu.errors import DataError
+from meal_gpu.errors import DataError, RunError
 from meal_gpu.images.headers import Size
 from meal_gpu.images.opening import fill
 
@@ -43,35 +42,33 @@ def pack(dataset: Dataset, out: str | Path, *, progress: Progress | None = None)
 
     Raises:
         DataError: `out` holds something, `dataset` is a pack itself, or a file of the dataset cannot be used.
+        RunError: it cannot be written.
     """
     if dataset.train.packed is not None:
         raise DataError(f"{dataset.root}: a pack already; copy the folder instead")
     target = Path(out).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target}: exists already; choose another folder or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    manifest = {
+        "version": _VERSION,
+        "name": dataset.name,
+        "classes": dataset.classes,
+        "colors": dataset.colors,
+        "lookup": dataset.lookup,
+        "size": dataset.size,
+        "splits": {
+            name: {"names": split.names, "labelled": split.labels is not None}
+            for name, split in (("train", dataset.train), ("val", dataset.val))
+        },
+    }
     try:
-        for name, split in (("train", dataset.train), ("val", dataset.val)):
-            _write_split(aside / name, split, dataset, progress)
-        manifest = {
-            "version": _VERSION,
-            "name": dataset.name,
-            "classes": dataset.classes,
-            "colors": dataset.colors,
-            "lookup": dataset.lookup,
-            "size": dataset.size,
-            "splits": {
-                name: {"names": split.names, "labelled": split.labels is not None}
-                for name, split in (("train", dataset.train), ("val", dataset.val))
-            },
-        }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        aside.chmod(0o755)
-        os.replace(aside, target)  # noqa: PTH105 - Path.replace does the same; this says that it is atomic
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        with atomic.folder(target) as aside:
+            for name, split in (("train", dataset.train), ("val", dataset.val)):
+                _write_split(aside / name, split, dataset, progress)
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(f"{target}: could not be written: {why}; free some room") from error
     return target
 
 
@@ -135,5 +132,7 @@ def _created(path: Path, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
         yield torch.empty(shape, dtype=torch.uint8)
         return
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:  # a full disk is an error now, and a SIGBUS later
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     yield torch.from_numpy(mapped)
     mapped.flush()

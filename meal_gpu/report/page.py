@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from meal_gpu import atomic
 from meal_gpu.errors import RunError
 from meal_gpu.report import chart, explore
 from meal_gpu.report.content import gather
@@ -30,7 +31,8 @@ def write(paths: Sequence[Path], out: Path | None = None, *, images: bool = True
     target = out or paths[0] / "report.html"
     html = render(gather([load(path) for path in paths], images=images))
     try:
-        target.write_bytes(html.encode("utf-8", "replace"))
+        with atomic.writing(target) as aside:
+            aside.write_bytes(html.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(f"{target}: the report cannot be written: {error.strerror}") from error
     return target

@@ -63,7 +63,7 @@ def holding(file: Path, what: Path) -> subprocess.Popen[str]:
     return process
 
 
-@fault("folder", "a run folder in use by another process", "refused: by which, where and since when")
+@fault("folder", "a run folder in use by another process", "refused: by which, since when")
 def test_a_run_in_use_says_by_whom_and_is_free_once_that_was_killed(copy: Path, quick: Config) -> None:
     before = files(copy)
     process = holding(copy / record.LOCK, copy)
@@ -93,8 +93,8 @@ def test_two_ingests_do_not_meet(tmp_path: Path, scenes: Path) -> None:
     frames = scenes / "leftImg8bit" / "train"
     result = CliRunner().invoke(
         cli.app,
-        ["acquire", "--images", str(frames), "--model", "meal_gpu.models:segmenter", "--model-arg", "classes=3",
-         "-n", "4patches", "--strategy", "entropy", "--ledger", str(tmp_path / "pool.parquet"),
+        ["acquire", "--images", str(frames), "--model", "meal_gpu.models:segmenter",
+         "--model-arg", "classes=3", "-n", "4patches", "--strategy", "entropy", "--ledger", str(tmp_path / "pool.parquet"),
          "--out", str(tmp_path / "query")],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -116,7 +116,8 @@ def test_the_runs_of_a_killed_sweep_end_with_it(quick: Config, tmp_path: Path) -
     out, settings = tmp_path / "sweep", tmp_path / "settings.toml"
     settings.write_text(quick.replace(epochs=10_000).to_toml())
     sweep = subprocess.Popen(
-        [sys.executable, "-m", "meal_gpu", "run", "--config", str(settings), "--seeds", "0,1", "--out", str(out)],
+        [sys.executable, "-m", "meal_gpu", "run", "--config", str(settings), "--seeds", "0,1",
+         "--out", str(out)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
