@@ -9,7 +9,10 @@ import typer
 from meal_gpu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from meal_gpu.annotate.asking import Report
+    from meal_gpu.models import Network
 
 LedgerOption = Annotated[Path, typer.Option(help="The pool's table; made by the first query.")]
 
@@ -32,6 +35,9 @@ def acquire(
     ] = None,
     model_arg: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Argument of the factory; repeat it.")
+    ] = None,
+    member: Annotated[
+        list[Path] | None, typer.Option(help="Weights of a further network of an ensemble; repeat it.")
     ] = None,
     budget: Annotated[
         str, typer.Option("--budget", "-n", help="32patches, 2%, 5000clicks or 6h.")
@@ -56,6 +62,10 @@ def acquire(
     candidates: Annotated[int, typer.Option(min=1, help="N_I, of highest entropy.")] = 200,
     features: Annotated[str, typer.Option(help="crop, or shared (one pass).")] = "crop",
     layer: Annotated[str | None, typer.Option(help="Submodule whose output gives features.")] = None,
+    passes: Annotated[int, typer.Option(min=1, help="With dropout, for mc-entropy and bald.")] = 8,
+    temperature: Annotated[
+        float | None, typer.Option(help="Logits are divided by it; needed for meal-calibrated.")
+    ] = None,
     cost: Annotated[
         str, typer.Option(help="Such as click=1.1,frame=8: seconds; vertex=12: pixels a click.")
     ] = "",
@@ -92,17 +102,27 @@ def acquire(
         budget=amount, strategy=strategy, measure=measure, seed=seed, grid=rows, candidates=candidates,
         features=features,
         size=pair(size, "size"), window=pair(window, "window"), overlap=overlap, valid=valid, classes=names,
-        cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer,
+        cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer, passes=passes,
+        temperature=temperature,
         precision=precision, device=device, ops=ops,
     )  # fmt: skip
-    network = checkpoints.build(model, key_values("--model-arg", model_arg or []))
-    if checkpoint is not None:
-        if not isinstance(network, Module):
-            raise ConfigError(
-                f"--checkpoint loads into a torch.nn.Module, but {model} gives none; load it there"
-            )
-        checkpoints.load_weights(network, checkpoint)
-    report = ask(images, network, ledger, out, plan, Terminal().stage)
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ConfigError(f"temperature is {temperature}; it must be above 0")
+    arguments = key_values("--model-arg", model_arg or [])
+
+    def built(weights: Path | None) -> "Network | Module":
+        network = checkpoints.build(model, arguments)
+        if weights is not None:
+            if not isinstance(network, Module):
+                raise ConfigError(
+                    f"weights load into a torch.nn.Module, but {model} gives none; load them there"
+                )
+            checkpoints.load_weights(network, weights)
+        return network
+
+    network = built(checkpoint)
+    members = [m for m in map(built, member or []) if isinstance(m, Module)]
+    report = ask(images, network, ledger, out, plan, Terminal().stage, members)
     typer.echo(describe(report))
 
 

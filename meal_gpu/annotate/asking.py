@@ -60,24 +60,35 @@ class Report:
 
 
 def ask(
-    images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage
-) -> Report:
+    images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage,
+    members: Sequence[torch.nn.Module] = (),
+) -> Report:  # fmt: skip
     """Score what is new, choose within the budget, write the ledger, then the query folder `out`.
+
+    `members` are further networks of an ensemble.
 
     Raises:
         MealGpuError: as `acquisition.acquire`; and a RunError where `out` is not empty, or another process
             works on the ledger.
     """
     with lock.of_ledger(ledger_path):
-        return _ask(images, model, ledger_path, out, plan, stage)
+        return _ask(images, model, ledger_path, out, plan, stage, members)
 
 
 def _ask(
-    images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage
-) -> Report:
+    images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage,
+    members: Sequence[torch.nn.Module] = (),
+) -> Report:  # fmt: skip
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is not empty: a query of its own lies in every folder; name another --out")
-    strategies.needed(plan.strategy, plan.measure)
+    needs = strategies.needed(plan.strategy, plan.measure)
+    if strategies.get(plan.strategy).calibrated and plan.temperature is None:
+        raise ConfigError(
+            f"strategy {plan.strategy!r} needs --temperature, fitted on labelled images "
+            "(meal_gpu.calibration.fit_temperature; a run's metrics.json has its own)"
+        )
+    if strategies.takes_members(plan.strategy, plan.measure) and not members:
+        raise ConfigError("an ensemble has members: give the other networks' weights as --member, once each")
     if plan.precision not in ("auto", *PRECISIONS):
         raise ConfigError(f"precision is {plan.precision!r}; known: auto, {', '.join(PRECISIONS)}")
     device = device_named(plan.device)
@@ -85,10 +96,14 @@ def _ask(
     ledger, added = open_ledger(ledger_path, listing, plan)
     listing = in_order(listing, ledger.names, ledger_path)
     native = frame_size(listing.files[0])
-    network = adapt(model.to(device) if isinstance(model, torch.nn.Module) else model, layer=plan.layer)
     working = (ledger.grid.height, ledger.grid.width)
-    if plan.window is not None:
-        network = windowed(network, working, plan.window, plan.overlap)
+
+    def applied_to(given: Network | torch.nn.Module) -> Network:
+        placed = given.to(device) if isinstance(given, torch.nn.Module) else given
+        found = adapt(placed, layer=plan.layer)
+        return found if plan.window is None else windowed(found, working, plan.window, plan.overlap)
+
+    network, others = applied_to(model), [applied_to(member) for member in members]
     precision = default_precision(device) if plan.precision == "auto" else plan.precision
     with stage("load frames", len(listing.names)) as advance:
         source = open_listing(listing, device, size=working, share=plan.pool_share, progress=advance)
@@ -96,7 +111,9 @@ def _ask(
     valid, invalid = validity(plan.valid, ledger.grid, native, len(listing.names))
     applied = (working, plan.grid, plan.window, plan.overlap, plan.layer, plan.features)
     mask = None if valid is None else valid.numpy().tobytes()
-    key = fingerprint(model, *applied, precision, implementation.name, mask)
+    temperature = 1.0 if plan.temperature is None else plan.temperature
+    scaled = () if temperature == 1 else (temperature,)
+    key = fingerprint(model, *applied, precision, implementation.name, mask, *scaled)
     kept = Kept(ledger_path, key, feature_space(model, applied))
 
     def image_set(of: Images) -> ImageSet:
@@ -106,14 +123,27 @@ def _ask(
     manifold = kept.manifold()
     fits = strategies.get(plan.strategy).manifold and manifold is None
     scored, fresh = known_or_computed(
-        image_set, source, network, ledger.grid, listing, kept, valid, plan.features, fits, stage
+        image_set,
+        source,
+        network,
+        ledger.grid,
+        listing,
+        kept,
+        valid,
+        plan.features,
+        fits,
+        stage,
+        temperature,
     )
     excluded, step = _excluded(plan.exclude, ledger, invalid)
     count, n = _count(plan, ledger, excluded)
-    settings = Settings(max(plan.candidates, n), plan.features, plan.seed, step, measure=plan.measure)
+    settings = Settings(
+        max(plan.candidates, n), plan.features, plan.seed, step, measure=plan.measure, passes=plan.passes,
+        temperature=temperature,
+    )  # fmt: skip
     pool = ScoredPool(
         image_set(source), network, ledger, n, settings, manifold, excluded=excluded, scored=scored,
-        everything=scored.features, needs=strategies.needed(plan.strategy, plan.measure), valid=valid,
+        everything=scored.features, needs=needs, valid=valid, members=others,
     )  # fmt: skip
     with stage("choose", 1) as advance:
         chosen = query(pool, plan.strategy, ledger)

@@ -30,6 +30,8 @@ class Plan:
     context: int = 0
     exclude: tuple[Path, ...] = ()
     layer: str | None = None
+    passes: int = 8
+    temperature: float | None = None
     precision: str = "auto"
     device: str = "auto"
     ops: str = "auto"

@@ -93,6 +93,7 @@ def validity(
 def known_or_computed(
     image_set: Callable[[Images], ImageSet], source: Images, network: Network, grid: Grid, listing: Listing,
     kept: Kept, valid: torch.Tensor | None, features_of: str, fits: bool, stage: Stage,
+    temperature: float = 1.0,
 ) -> tuple[Scored, int]:  # fmt: skip
     """Scores of the pool, its features where Φ is to be fitted or they are shared, and how many were new."""
     known, tensors = kept.read(listing.names, listing.stamps)
@@ -111,7 +112,13 @@ def known_or_computed(
         with stage("score frames", len(passing)) as advance:
             where = None if valid is None else valid.to(source.device)
             found = score_pool(
-                image_set(Part(source, passing)), network, grid, features=shared, valid=where, advance=advance
+                image_set(Part(source, passing)),
+                network,
+                grid,
+                temperature=temperature,
+                features=shared,
+                valid=where,
+                advance=advance,
             )
         require_finite(found.scores, grid, tuple(listing.names[i] for i in passing))
         scores[passing] = found.scores.view(-1, per_image).cpu()

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from networks import settle
 from PIL import Image
+from safetensors.torch import save_file
 
+from meal_gpu import models
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.kept import coverage
 from meal_gpu.cli import app
-from meal_gpu.errors import MealGpuError
+from meal_gpu.errors import ConfigError, MealGpuError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 
@@ -214,3 +218,40 @@ def test_a_query_folder_says_what_it_is(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "q" / "query.json").write_text(json.dumps(meta | {"format": "meal_gpu.query/9"}))
     with pytest.raises(MealGpuError, match=r"'meal_gpu.query/9', this version reads"):
         Asked.read(tmp_path / "q")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> tuple[Path, ...]:
+    """Of three networks that tell images apart."""
+    files = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network = models.segmenter(classes=5)
+        settle(network)
+        files.append(tmp_path / f"{seed}.safetensors")
+        save_file({name: values.contiguous() for name, values in network.state_dict().items()}, files[-1])
+    return tuple(files)
+
+
+def test_an_ensemble_asks_with_the_weights_of_its_members(ask: Ask, weights: tuple[Path, ...]) -> None:
+    options = ("--strategy", "ensemble", "-n", "9patches", "--checkpoint", weights[0])
+    with pytest.raises(ConfigError, match="give the other networks' weights as --member"):
+        ask("none", *options)
+    one = ask("one", *options, "--member", weights[1], ledger="one.parquet")
+    two = ask("two", *options, "--member", weights[1], "--member", weights[2], ledger="two.parquet")
+    assert len(one.items) == len(two.items) == 9
+    assert [item.score for item in one.items] != [item.score for item in two.items]
+
+
+def test_a_temperature_is_applied_and_kept_apart(ask: Ask, weights: tuple[Path, ...], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="strategy 'meal-calibrated' needs --temperature"):
+        ask("none", "--strategy", "meal-calibrated")
+    with pytest.raises(ConfigError, match="temperature is 0"):
+        ask("none", "--temperature", 0)
+    assert not (tmp_path / "none").exists()
+    options = ("--strategy", "entropy", "-n", "9patches", "--checkpoint", weights[0])
+    plain = ask("plain", *options)
+    hot = ask("hot", *options, "--temperature", 50.0)
+    again = ask("again", *options)
+    assert min(item.score for item in hot.items) > max(item.score for item in plain.items)
+    assert [item.score for item in plain.items] == [item.score for item in again.items]

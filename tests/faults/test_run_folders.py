@@ -94,7 +94,8 @@ def test_two_ingests_do_not_meet(tmp_path: Path, scenes: Path) -> None:
     result = CliRunner().invoke(
         cli.app,
         ["acquire", "--images", str(frames), "--model", "meal_gpu.models:segmenter",
-         "--model-arg", "classes=3", "-n", "4patches", "--strategy", "entropy", "--ledger", str(tmp_path / "pool.parquet"),
+         "--model-arg", "classes=3", "-n", "4patches", "--strategy", "entropy",
+         "--ledger", str(tmp_path / "pool.parquet"),
          "--out", str(tmp_path / "query")],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
