@@ -6,6 +6,8 @@ Imports of the engine stand inside the commands, so that --help loads no torch.
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +35,29 @@ SizeOption = Annotated[str | None, typer.Option(metavar="HxW", help="Working siz
 
 
 def main() -> None:
-    """Entry point: an error meant for the user is one line on stderr and exit code 1."""
+    """Entry point: what goes wrong is one line on stderr, and the exit code says what kind it is.
+
+    0 done, 1 an error that the user can mend, 2 options that cannot be parsed, 70 a defect of ours, whose
+    traceback goes into a file that is named, 130 Ctrl-C.
+    """
     try:
         app()
-    except MealGpuError as error:
-        typer.echo(f"meal-gpu: {error}", err=True)
+    except (MealGpuError, OSError) as error:
+        _say(str(error))
         sys.exit(1)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            _say(f"out of memory ({' '.join(str(error).split())}): lower size, cache_gib or pool_share")
+            sys.exit(1)
+        with tempfile.NamedTemporaryFile("w", prefix="meal-gpu-", suffix=".log", delete=False) as log:
+            log.write(traceback.format_exc())
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        _say(f"a defect of meal-gpu ({what}); please report it with {log.name}")
+        sys.exit(70)
+
+
+def _say(text: str) -> None:
+    typer.echo(f"meal-gpu: {text}", err=True)
 
 
 @app.command()
