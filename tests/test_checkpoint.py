@@ -171,6 +171,7 @@ class Malice:
         return os.system, (f"touch {self.trace}",)
 
 
+@pytest.mark.fault("security", "a checkpoint that runs code when unpickled", "refused, named; nothing runs")
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle", "pickle 2"])
 def test_nothing_of_a_file_runs(tmp_path: Path, form: str) -> None:
@@ -189,6 +190,9 @@ def test_nothing_of_a_file_runs(tmp_path: Path, form: str) -> None:
         assert trace.exists()  # it was no blank cartridge
 
 
+@pytest.mark.fault(
+    "security", "a checkpoint that holds a whole pickled module", "refused, with the call that converts it"
+)
 def test_a_whole_module_is_more_than_tensors(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=r"holds more than tensors \(torch\.nn\.modules"):

@@ -47,6 +47,11 @@ def test_archives_of_windows_and_macos(tmp_path: Path) -> None:
     assert received.files(archive, limit=LIMIT) == {"a/b.png": b"1", "inner.zip": b"PK\3\4 not opened"}
 
 
+@pytest.mark.fault(
+    "security",
+    "annotations whose names lead out of their folder",
+    "refused; archives are never unpacked to the disk",
+)
 @pytest.mark.parametrize(
     "name",
     ["../a.png", "/a.png", "a/../../b.png", "..\\a.png", "\\a.png", "C:\\a.png", "c:a.png", "a.png\0.txt"],
@@ -59,6 +64,7 @@ def test_names_that_lead_out_are_not_trusted(name: str, tmp_path: Path) -> None:
         received.files(archive, limit=LIMIT)
 
 
+@pytest.mark.fault("security", "annotations with links, devices or encrypted members", "refused, named")
 def test_links_devices_and_secrets_of_archives(tmp_path: Path) -> None:
     for mode in (0o120777, 0o020666):
         link = zipfile.ZipInfo("a.png")
@@ -79,6 +85,11 @@ def test_a_name_that_comes_twice(second: str, tmp_path: Path) -> None:
         received.files(zipped(tmp_path / "x.zip", ("a/b.png", b"1"), (second, b"2")), limit=LIMIT)
 
 
+@pytest.mark.fault(
+    "security",
+    "an annotation archive that unpacks to too much",
+    "stopped as the bytes come out, whatever its header says",
+)
 def test_bytes_are_counted_as_they_come_out(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "x.zip", ("a.png", b"\0" * LIMIT), ("b.png", b"1"))
     with pytest.raises(DataError, match=rf"x\.zip: more than {LIMIT} bytes come out of it"):
@@ -98,6 +109,9 @@ def test_bytes_are_counted_as_they_come_out(tmp_path: Path) -> None:
             received.files(path, limit=limit)
 
 
+@pytest.mark.fault(
+    "security", "an annotation archive of too many files", "refused, with the number and the limit"
+)
 def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(received, "MEMBERS", 3)
     archive = zipped(tmp_path / "x.zip", *((name, b"") for name in "abcd"))
@@ -138,6 +152,7 @@ def test_damage_anywhere_is_one_line(tmp_path: Path) -> None:
     assert refused > len(damaged) / 2
 
 
+@pytest.mark.fault("security", "an annotation folder with links and pipes", "not followed, not opened")
 def test_folders_with_links_and_pipes(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()

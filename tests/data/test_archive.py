@@ -46,6 +46,11 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault(
+    "security",
+    "a dataset archive with `../`, absolute, drive or backslash paths",
+    "refused; nothing is written outside",
+)
 @pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE)
 def test_a_member_that_leads_out_is_refused(tmp_path: Path, members: dict[str, bytes]) -> None:
     archive = make(tmp_path / "x.zip", members)
@@ -54,6 +59,7 @@ def test_a_member_that_leads_out_is_refused(tmp_path: Path, members: dict[str, b
     assert not list(tmp_path.rglob("evil"))
 
 
+@pytest.mark.fault("security", "a dataset archive with links or devices", "refused")
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
 def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
     archive = make(tmp_path / "x.zip", {"Data/l": b"/etc/passwd"}, {"Data/l": kind | 0o777})
@@ -61,6 +67,9 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
         extract(archive, "Data", tmp_path / "out", limit=LIMIT)
 
 
+@pytest.mark.fault(
+    "security", "a dataset archive that unpacks to too much", "stopped at the limit that its entry states"
+)
 def test_a_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:
     archive = make(tmp_path / "x.zip", {"Data/a": bytes(3 * LIMIT)})
     with pytest.raises(DataError, match=f"more than {LIMIT} bytes"):

@@ -88,6 +88,9 @@ WRONG = [
 ]
 
 
+@pytest.mark.fault(
+    "security", "a download with other content than the pinned commit's", "refused and removed"
+)
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_wrong_content_is_refused_and_removed(
     archive: Archive, tmp_path: Path, change: dict[str, object], message: str

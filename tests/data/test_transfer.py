@@ -162,6 +162,9 @@ def test_a_server_that_says_no_length(server: Server, tmp_path: Path) -> None:
     assert set(totals) == {None}
 
 
+@pytest.mark.fault(
+    "security", "a download with another checksum", "both checksums are named, the file is removed"
+)
 def test_a_wrong_checksum_removes_the_file(server: Server, tmp_path: Path) -> None:
     found = hashlib.sha256(CONTENT).hexdigest()
     with pytest.raises(DataError, match=f"SHA-256 {found} found, {'0' * 64} expected"):

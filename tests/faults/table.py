@@ -44,7 +44,9 @@ class Marks:
             file, _, name = item.nodeid.partition("::")
             for mark in item.iter_markers("fault"):
                 section, fault, outcome = mark.args
-                self.rows[section].append((fault, outcome, f"[{name.split('[')[0]}](../{file})"))
+                row = (fault, outcome, f"[{name.split('[')[0]}](../{file})")
+                if row not in self.rows[section]:  # of a test with parameters
+                    self.rows[section].append(row)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed or report.skipped:

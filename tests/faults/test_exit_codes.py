@@ -88,7 +88,7 @@ def meal_gpu(*arguments: object, **options: object) -> "subprocess.Popen[str]":
         (["strategies"], 0, ""),
         (["run", "--config", "nowhere.toml"], 1, "meal-gpu: nowhere.toml: cannot be read"),
         pytest.param(
-            ["run", "--epochs", "many"], 2, "many",
+            ["run", "--epochs", "many"], 2, "--epochs",
             marks=fault("fuzz", "an option that cannot be parsed", "its name and value, exit code 2"),
         ),
         (["run", "--no-such-option"], 2, "No such option"),

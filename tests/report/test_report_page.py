@@ -93,6 +93,7 @@ def test_the_policy_allows_this_style_and_this_script_alone(whole: str) -> None:
     assert whole.index("Content-Security-Policy") < whole.index("<style>")
 
 
+@pytest.mark.fault("security", "a run called `<script>alert(1)</script>`", "text in its report, not markup")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_data(name: str, tmp_path: Path) -> None:
     # two runs of one strategy: the curves are labelled with the folders' names
@@ -106,6 +107,9 @@ def test_names_are_data(name: str, tmp_path: Path) -> None:
     assert paths[0].name in labels  # the legend's
 
 
+@pytest.mark.fault(
+    "security", "an image called `</script>…`", "data in its report's script, which it cannot leave"
+)
 def test_image_names_cannot_leave_the_script(scenes: Path, tmp_path: Path) -> None:
     name = "</script><img src=x onerror=alert(1)>&"
     tags = Tags(rendered(make_whole(tmp_path / "a", scenes, name=name, steps=1)))
