@@ -93,6 +93,9 @@ def run(
         str | None,
         typer.Option(help="crop (each patch by itself), or shared (one pass)."),
     ] = None,
+    on_bad: Annotated[
+        str | None, typer.Option(help="Files that cannot be used: stop, or skip and list them.")
+    ] = None,
     ops: Annotated[str | None, typer.Option(help="auto, reference, cpu or cuda.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     settings: Annotated[
@@ -117,7 +120,7 @@ def run(
         "root": str(root) if root else None, "strategy": strategy, "seed": seed, "steps": steps,
         "epochs": epochs, "final_epochs": epochs, "size": _size(size), "architecture": architecture,
         "encoder_weights": encoder_weights, "finetune": finetune, "features": features,
-        "ops": ops, "device": device,
+        "on_bad": on_bad, "ops": ops, "device": device,
     }  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     parsed = commands.key_values("--set", settings or [])

@@ -74,6 +74,9 @@ def acquire(
     exclude: Annotated[
         list[Path] | None, typer.Option(help="A query folder that is still with the annotators; repeat it.")
     ] = None,
+    on_bad: Annotated[
+        str, typer.Option(help="New frames that cannot be used: stop, or skip and list them.")
+    ] = "stop",
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -103,7 +106,7 @@ def acquire(
         features=features,
         size=pair(size, "size"), window=pair(window, "window"), overlap=overlap, valid=valid, classes=names,
         cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer, passes=passes,
-        temperature=temperature,
+        temperature=temperature, on_bad=on_bad,
         precision=precision, device=device, ops=ops,
     )  # fmt: skip
     if temperature is not None and not 0 < temperature < float("inf"):

@@ -20,6 +20,7 @@ _CHOICES = {
     "architecture": ("smp", "paper"),
     "keep": ("best", "last"),
     "features": ("crop", "shared"),
+    "on_bad": ("stop", "skip"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "ops": ("auto", "reference", "cpu", "cuda"),
     "manifold_build": ("auto", "exact", "brute_force_knn", "nn_descent"),
@@ -40,6 +41,7 @@ class Config:
     dataset: str = "synthetic"
     root: str | None = None
     size: tuple[int, int] | None = None  # working size; None: the dataset's own
+    on_bad: str = "stop"  # skip: files that cannot be used are left out, and listed in quarantine.csv
     grid: tuple[int, int] = (4, 4)
 
     strategy: str = "meal"

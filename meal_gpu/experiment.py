@@ -17,6 +17,7 @@ from meal_gpu.acquisition import Query, describe, query
 from meal_gpu.config import Config
 from meal_gpu.frame import nearest
 from meal_gpu.grid import Grid
+from meal_gpu.images.probing import quarantine
 from meal_gpu.learner import (
     Learner,
     calibrate,
@@ -77,10 +78,12 @@ def run(
     if config.strategy != configs.SUPERVISED:
         strategies.needed(config.strategy, config.measure)
     if not resume:
-        experiment = load(config, monitor)
+        dataset = open_dataset(config)
+        experiment = load(config, monitor, dataset)
         with locked(out):
-            snapshot = data.snapshot(experiment.dataset)
-            folder = RunFolder.create(out, config, experiment.pool.device, snapshot)
+            folder = RunFolder.create(out, config, experiment.pool.device, data.snapshot(dataset))
+            if experiment.quarantined:
+                folder.write("quarantine.csv", quarantine(experiment.quarantined))
             _steps(experiment, folder, monitor, trackers, examine)
         return folder
     folder = RunFolder.resume(out)

@@ -153,7 +153,12 @@ class Manifold:
                 )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{path}: not a readable manifold: {error}") from error
-        umap = _umap(features, settings, ops or select_for(features.device), embedding)
+        if not bool(features.isfinite().all() and embedding.isfinite().all()):
+            raise RunError(f"{path}: holds NaN or infinite values; restore the file")
+        try:
+            umap = _umap(features, settings, ops or select_for(features.device), embedding)
+        except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+            raise RunError(f"{path}: damaged: no manifold has these settings ({error})") from error
         return cls(features, rows.cpu(), umap, settings)
 
 

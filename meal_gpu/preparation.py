@@ -14,6 +14,7 @@ from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError
 from meal_gpu.footprint import require_host_memory
 from meal_gpu.grid import Grid
+from meal_gpu.images.probing import refusal
 from meal_gpu.inference import default_precision, device_named
 from meal_gpu.models import Builder
 from meal_gpu.oracle import Oracle
@@ -52,6 +53,7 @@ class Experiment:
     validation_labels: torch.Tensor
     oracle: Oracle
     builder: Builder
+    quarantined: tuple[data.Problem, ...] = ()
 
 
 def resolve(config: Config) -> Config:
@@ -76,10 +78,16 @@ def load(config: Config, monitor: Monitor, dataset: data.Dataset | None = None) 
                 "to query images without labels use meal_gpu.acquire"
             )
     require_host_memory(config, dataset)
+    skips = config.on_bad == "skip"
     with monitor.stage("check files", len(dataset.train) + len(dataset.val)) as advance:
-        if problems := data.check(dataset, progress=advance):
-            more = f" (and {len(problems) - 1} more: meal-gpu data check)" if len(problems) > 1 else ""
-            raise DataError(problems[0].message + more)
+        problems = data.check(dataset, deep=skips, progress=advance)
+    if problems and not skips:
+        raise refusal(problems, "see all: meal-gpu data check; --on-bad skip goes on without them")
+    if problems:
+        before = len(dataset.train) + len(dataset.val)
+        dataset = data.without(dataset, problems)
+        left = len(dataset.train) + len(dataset.val)
+        monitor.line(f"left out: {before - left} of {before} images, see quarantine.csv")
     device = torch.device(config.device)
     implementation = ops.select(config.ops)
     grid = Grid(1, 1, *dataset.size) if is_supervised(config) else Grid(*config.grid, *dataset.size)
@@ -107,7 +115,9 @@ def load(config: Config, monitor: Monitor, dataset: data.Dataset | None = None) 
     pool, labels = read(dataset.train, "pool")
     validation, validation_labels = read(dataset.val, "validation")
     oracle = Oracle(pool.images, labels, grid, implementation, data.VOID)
-    return Experiment(config, dataset, grid, pool, validation, validation_labels, oracle, builder)
+    return Experiment(
+        config, dataset, grid, pool, validation, validation_labels, oracle, builder, tuple(problems)
+    )  # fmt: skip
 
 
 def cache_bytes(config: Config) -> int:

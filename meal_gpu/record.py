@@ -7,6 +7,7 @@ ledger.parquet                  the newest step's
 steps/003/                      complete, or not there: written aside, then renamed
   model.safetensors  query.parquet  metrics.json  ledger.parquet
 manifold/                       Φ and the pool's embedding, complete or not there
+quarantine.csv                  files that were left out, and why (on_bad = "skip")
 log.jsonl                       append-only: stage timings, losses
 """
 
@@ -115,6 +116,13 @@ class RunFolder:
                 yield aside
         except OSError as error:
             raise _unwritten(target, error) from error
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all. Raises RunError where that is not possible."""
+        try:
+            write(self.path / name, text)
+        except OSError as error:
+            raise _unwritten(self.path / name, error) from error
 
     def publish_ledger(self) -> None:
         """Make the newest step's ledger the run's. Raises RunError where that is not possible."""

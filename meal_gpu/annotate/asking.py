@@ -23,6 +23,7 @@ from meal_gpu.annotate.pool import (
     in_order,
     known_or_computed,
     open_ledger,
+    usable,
     validity,
 )
 from meal_gpu.checkpoint import fingerprint
@@ -31,6 +32,7 @@ from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_listing
+from meal_gpu.images.probing import ON_BAD
 from meal_gpu.images.sources import Images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named
 from meal_gpu.ledger import Ledger
@@ -89,10 +91,12 @@ def _ask(
         )
     if strategies.takes_members(plan.strategy, plan.measure) and not members:
         raise ConfigError("an ensemble has members: give the other networks' weights as --member, once each")
+    if plan.on_bad not in ON_BAD:
+        raise ConfigError(f"on_bad is {plan.on_bad!r}; known: {', '.join(ON_BAD)}")
     if plan.precision not in ("auto", *PRECISIONS):
         raise ConfigError(f"precision is {plan.precision!r}; known: auto, {', '.join(PRECISIONS)}")
     device = device_named(plan.device)
-    listing = list_images(images)
+    listing = usable(list_images(images), ledger_path, plan.on_bad, stage)
     ledger, added = open_ledger(ledger_path, listing, plan)
     listing = in_order(listing, ledger.names, ledger_path)
     native = frame_size(listing.files[0])

@@ -36,3 +36,4 @@ class Plan:
     device: str = "auto"
     ops: str = "auto"
     pool_share: float = SHARE
+    on_bad: str = "stop"

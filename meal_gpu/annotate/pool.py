@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from meal_gpu import atomic
 from meal_gpu.annotate.asked import read_frame, read_mask
 from meal_gpu.annotate.kept import Kept
 from meal_gpu.annotate.plan import Plan
-from meal_gpu.errors import ConfigError, DataError
+from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
-from meal_gpu.images.listing import Listing
+from meal_gpu.images.listing import Listing, is_url
+from meal_gpu.images.probing import first_size, probe, quarantine, refusal
 from meal_gpu.images.sources import Images, Part
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Network
@@ -35,6 +37,45 @@ def feature_space(model: object, applied: object) -> str:
 def frame_size(file: str) -> Size:
     """(height, width) of a frame as decoded. Raises DataError."""
     return read_frame(file, None).shape[:2]
+
+
+def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> Listing:
+    """The listing without new local frames that cannot be used; these are listed in `pool.quarantine.csv`.
+
+    They do not enter the ledger, and are looked at again in every query. Frames of the ledger are not looked
+    at: without one of them the patches' numbers would be others.
+
+    Raises:
+        DataError: with "stop", there are such frames; with "skip", no others.
+        RunError: the list cannot be written.
+    """
+    known = set(Ledger.read(ledger).names) if ledger.exists() else set()
+    new = [i for i, name in enumerate(listing.names) if name not in known and not is_url(listing.files[i])]
+    paths = [Path(listing.files[i]) for i in new]
+    size = first_size([Path(file) for file in listing.files if not is_url(file)])
+    with stage("check frames", len(paths)) as advance:
+        problems = probe(paths, size, deep=on_bad == "skip", progress=advance)
+    target = ledger.with_suffix(".quarantine.csv")
+    if not problems:
+        if target.exists():
+            target.unlink()
+        return listing
+    if on_bad == "stop":
+        raise refusal(problems, "--on-bad skip goes on without them")
+    bad = {str(problem.path) for problem in problems}
+    kept = [i for i, file in enumerate(listing.files) if file not in bad]
+    if not kept:
+        raise refusal(problems, f"none of the {len(listing.files)} frames can be used")
+    try:
+        with atomic.writing(target) as aside:
+            aside.write_text(quarantine(problems), encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"{target}: could not be written: {error.strerror or error}; free some room"
+        ) from error
+    with stage(f"left out: {len(problems)} frames, see {target}", 1) as advance:
+        advance(1)
+    return Listing(*(tuple(column[i] for i in kept) for column in listing))
 
 
 def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:

@@ -1,12 +1,13 @@
 """Datasets: open, check, load, pack, download."""
 
-from meal_gpu.data.checking import Problem, check
+from meal_gpu.data.checking import check, without
 from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, DatasetInfo, Split
 from meal_gpu.data.downloading import download
 from meal_gpu.data.load import load_images, load_labels, open_images
 from meal_gpu.data.packing import pack
 from meal_gpu.data.registry import DATASETS, default_root, open_dataset
 from meal_gpu.data.snapshot import difference, snapshot
+from meal_gpu.images.probing import Problem
 
 __all__ = [
     "DATASETS",
@@ -26,4 +27,5 @@ __all__ = [
     "open_images",
     "pack",
     "snapshot",
+    "without",
 ]

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +11,17 @@ import numpy as np
 from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Split
 from meal_gpu.data.load import describe_unknown
 from meal_gpu.errors import DataError
-from meal_gpu.images.headers import Size, image_size, label_kind
+from meal_gpu.images.headers import Size, label_kind
 from meal_gpu.images.loader import decode
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One file that cannot be used.
-
-    Attributes:
-        path: the file.
-        message: what is wrong and how to mend it; it names the file too.
-    """
-
-    path: Path
-    message: str
+from meal_gpu.images.probing import Problem, faults, first_size
 
 
 def check(dataset: Dataset, *, deep: bool = False, progress: Progress | None = None) -> list[Problem]:
     """Look at every file of both splits.
 
-    Reads headers only: that each file is there, is an image, and has the size of the first image of its
-    split, and that labels are 8-bit PNG files of ids. `deep` decodes every file as well and looks at
-    every label id.
+    Reads no pixels: that each file is there, is an image that is whole as far as its structure tells, and has
+    the size of the first image of its split, and that labels are 8-bit PNG files of ids. `deep` decodes every
+    file as well and looks at every label id.
 
     Args:
         dataset: what to look at; a pack, checked when it was written, has no problems.
@@ -48,7 +36,7 @@ def check(dataset: Dataset, *, deep: bool = False, progress: Progress | None = N
         for split in (dataset.train, dataset.val):
             if not len(split) or split.packed is not None:
                 continue
-            native = _first_size(split)
+            native = first_size(split.images)
 
             def look(index: int, split: Split = split, native: Size | None = native) -> list[Problem]:
                 return list(_pair(split, index, native, dataset, deep))
@@ -60,42 +48,38 @@ def check(dataset: Dataset, *, deep: bool = False, progress: Progress | None = N
     return problems
 
 
-def _first_size(split: Split) -> Size | None:
-    for path in split.images:
-        try:
-            return image_size(path)
-        except DataError:
-            continue
-    return None
-
-
 def _pair(split: Split, index: int, native: Size | None, dataset: Dataset, deep: bool) -> Iterator[Problem]:
     image = split.images[index]
-    yield from _file(image, native, "the first image of the split has", (decode,) if deep else ())
+    yield from faults(image, native, "the first image of the split has", (decode,) if deep else ())
     if split.labels is None:
         return
     label = split.labels[index]
     steps: list[Callable[[Path], object]] = [label_kind]
     if deep:
         steps.append(lambda path: _check_ids(path, dataset))
-    yield from _file(label, native, "its image should have", steps)
+    yield from faults(label, native, "its image should have", steps)
 
 
-def _file(
-    path: Path, native: Size | None, expected: str, steps: Sequence[Callable[[Path], object]]
-) -> Iterator[Problem]:
-    try:
-        size = image_size(path)
-        if native is not None and size != native:
-            yield Problem(
-                path,
-                f"{path}: {size[0]}×{size[1]} pixels (height × width) found, "
-                f"{expected} {native[0]}×{native[1]}; resize the file or remove it",
-            )
-        for step in steps:
-            step(path)
-    except DataError as error:
-        yield Problem(path, str(error))
+def without(dataset: Dataset, problems: Sequence[Problem]) -> Dataset:
+    """The dataset without the images that have a problem, or whose label has.
+
+    Raises:
+        DataError: nothing is left of a split.
+    """
+    bad = {problem.path for problem in problems}
+
+    def kept(split: Split, what: str) -> Split:
+        labels = split.labels or split.images
+        keep = [
+            i for i, (image, label) in enumerate(zip(split.images, labels, strict=True))
+            if image not in bad and label not in bad
+        ]  # fmt: skip
+        if len(split) and not keep:
+            raise DataError(f"{dataset.root}: none of the {len(split)} {what} images can be used")
+        left = None if split.labels is None else tuple(split.labels[i] for i in keep)
+        return Split(split.root, tuple(split.images[i] for i in keep), left, split.packed)
+
+    return replace(dataset, train=kept(dataset.train, "train"), val=kept(dataset.val, "val"))
 
 
 def _check_ids(path: Path, dataset: Dataset) -> None:

@@ -24,6 +24,7 @@ from meal_gpu.data import palette
 from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, Split
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
+from meal_gpu.images.probing import first_size
 
 
 def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
@@ -52,7 +53,7 @@ def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
         classes=names,
         colors=palette.generate(len(names)),
         lookup=lookup,
-        size=size or image_size(train.images[0]),
+        size=size or first_size(train.images) or image_size(train.images[0]),
         train=train,
         val=val,
     )
@@ -68,6 +69,8 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; it holds one class name per line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     names: list[str] = []
     void: list[int] | None = None
     lookup: dict[int, int] = {}
@@ -113,7 +116,7 @@ def _label_id(text: str | int, where: str) -> int:
 
 def _split(root: Path, split: str) -> Split:
     folder, masks = root / "images" / split, root / "masks" / split
-    images = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()))
+    images = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()))
     if not masks.is_dir() or not images:
         return Split(root, images, None)
     there = set(masks.rglob("*.png"))

@@ -79,7 +79,7 @@ def _folder(root: Path) -> Listing:
     if not root.is_dir():
         raise DataError(f"{root}: neither a folder of images, a .parquet manifest nor a URL")
     paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if _is_image(path.name)}
-    names = sorted(name for name, path in paths.items() if path.is_file())
+    names = sorted(name for name, path in paths.items() if not path.is_dir())
     files = tuple(str(paths[name]) for name in names)
     return Listing(tuple(names), files, tuple(_local_stamp(file) or "" for file in files))
 
@@ -171,7 +171,7 @@ def _opened(given: str) -> Any:
 def _local_stamp(file: str) -> str | None:
     try:
         status = os.stat(file)  # noqa: PTH116 - a Path for each of a million files takes longer than this
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return None
     return f"{status.st_size}-{status.st_mtime_ns}"
 

@@ -67,8 +67,10 @@ def _folder(root: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; to give single files, pass a list of paths")
     paths = tuple(
-        sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     )
+    if other := next((path for path in paths if not path.is_file()), None):
+        image_size(other)  # a broken link, or a pipe, which nothing should open: named
     if not paths:
         raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) in this folder")
     return paths, tuple(path.relative_to(root).as_posix() for path in paths)

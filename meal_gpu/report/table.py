@@ -28,10 +28,16 @@ def load(path: Path) -> Run:
     folder = RunFolder.resume(path)
     try:
         environment = json.loads((path / "env.json").read_text())
+        environment = {key: environment[key] and str(environment[key]) for key in ("device", "commit")}
         steps = folder.metrics()
-        for step in steps:  # null: no class occurred
-            step["mean_iou"] = math.nan if step["mean_iou"] is None else step["mean_iou"]
-    except (OSError, ValueError, KeyError) as error:
+        for number, step in enumerate(steps):
+            if step["mean_iou"] is None:  # no class occurred
+                step["mean_iou"] = math.nan
+            figures = [step[key] for key in ("labelled", "patches", "share", "mean_iou", "epoch")]
+            ious = [iou for iou in step["class_iou"].values() if iou is not None]
+            if step["step"] != number or not all(isinstance(x, int | float) for x in figures + ious):
+                raise ValueError(f"metrics.json of step {number} is damaged")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: the run's records cannot be read: {error!r}") from error
     if not steps:
         raise RunError(f"{path} holds no complete step yet: continue it with --resume")

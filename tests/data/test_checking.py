@@ -37,8 +37,8 @@ DAMAGE = {
     "label size": (True, save(np.zeros((24, 40), np.uint8)), r"24×40 .* its image should have 24×48", False),
     "text": (False, lambda path: path.write_text("x"), "not a readable image", False),
     "colours": (True, save(random_image((24, 48))), "8-bit RGB PNG; labels are", False),
-    "truncated": (False, truncate, "truncated or damaged", True),
-    "truncated label": (True, truncate, "truncated or damaged", True),
+    "truncated": (False, truncate, "truncated or damaged", False),
+    "truncated label": (True, truncate, "truncated or damaged", False),
     "unknown id": (True, unknown, "label id 200 is unknown to cityscapes", True),
 }
 
