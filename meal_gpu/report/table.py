@@ -28,7 +28,7 @@ def load(path: Path) -> Run:
     folder = RunFolder.resume(path)
     try:
         environment = json.loads((path / "env.json").read_text())
-        environment = {key: environment[key] and str(environment[key]) for key in ("device", "commit")}
+        environment |= {key: environment[key] and str(environment[key]) for key in ("device", "commit")}
         steps = folder.metrics()
         for number, step in enumerate(steps):
             if step["mean_iou"] is None:  # no class occurred
