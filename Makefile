@@ -1,6 +1,6 @@
 # demo: install, then run active learning on the built-in dataset    test: install, then run the tests
 # soak: the tests that take minutes, and docs/RELIABILITY.md    check: formatting, lint, types    bench: the benchmarks    wheel: build dist/*.whl
-.PHONY: demo test soak check bench wheel
+.PHONY: demo test soak audit check bench wheel
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,6 +28,12 @@ test: .venv/installed .venv-peers/installed
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python tests/faults/table.py
+
+# Known holes in what is installed; asks api.osv.dev
+audit: .venv/installed
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install pip-audit; }
+	.venv-audit/bin/pip-audit --vulnerability-service osv --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 check: .venv/installed
 	$(BIN)/ruff check --no-cache .
