@@ -27,6 +27,7 @@ test: .venv/installed .venv-peers/installed
 	$(BIN)/python -m pytest
 
 soak: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS),fuzz]'
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python tests/faults/table.py
 

@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,3 +226,17 @@ def test_damaged_run_folders(file: str, seed: int, world: Path, tmp_path: Path) 
 def test_damage_is_damage() -> None:
     content = bytes(torch.randint(0, 256, (500,), dtype=torch.uint8).tolist())
     assert sum(damage(content, seed) != content for seed in range(50)) >= 49
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "reader", ["toml", "yaml", "classes", "cvat", "coco", "label-studio", "budget", "cost"]
+)
+def test_coverage_guided(reader: str) -> None:
+    pytest.importorskip("atheris")
+    driver = Path(__file__).with_name("coverage_guided.py")
+    done = subprocess.run(
+        [sys.executable, str(driver), reader, "-max_total_time=60"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "DONE" in done.stderr
