@@ -28,14 +28,14 @@ def load(path: Path) -> Run:
     folder = RunFolder.resume(path)
     try:
         environment = json.loads((path / "env.json").read_text())
-        environment |= {key: environment[key] and str(environment[key]) for key in ("device", "commit")}
+        environment |= {key: str(environment.get(key) or "unknown") for key in ("device", "commit")}
         steps = folder.metrics()
         for number, step in enumerate(steps):
             if step["mean_iou"] is None:  # no class occurred
                 step["mean_iou"] = math.nan
             figures = [step[key] for key in ("labelled", "patches", "share", "mean_iou", "epoch")]
             ious = [iou for iou in step["class_iou"].values() if iou is not None]
-            if step["step"] != number or not all(isinstance(x, int | float) for x in figures + ious):
+            if not all(isinstance(x, int | float) for x in [step["step"], *figures, *ious]):
                 raise ValueError(f"metrics.json of step {number} is damaged")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: the run's records cannot be read: {error!r}") from error
@@ -67,7 +67,7 @@ def title(run: Run) -> str:
     encoder = "fine-tuned" if config.finetune else "frozen"
     return (
         f"{run.name}: {config.strategy} on {config.dataset}, {config.architecture}, encoder {encoder}, "
-        f"seed {config.seed}; {environment['device']}, commit {environment['commit'] or 'unknown'}"
+        f"seed {config.seed}; {environment['device']}, commit {environment['commit']}"
     )
 
 
