@@ -17,7 +17,6 @@ from meal_gpu.acquisition import Query, describe, query
 from meal_gpu.config import Config
 from meal_gpu.frame import nearest
 from meal_gpu.grid import Grid
-from meal_gpu.images.probing import quarantine
 from meal_gpu.learner import (
     Learner,
     calibrate,
@@ -82,8 +81,7 @@ def run(
         experiment = load(config, monitor, dataset)
         with locked(out):
             folder = RunFolder.create(out, config, experiment.pool.device, data.snapshot(dataset))
-            if experiment.quarantined:
-                folder.write("quarantine.csv", quarantine(experiment.quarantined))
+            folder.quarantine(experiment.quarantined)
             _steps(experiment, folder, monitor, trackers, examine)
         return folder
     folder = RunFolder.resume(out)
@@ -93,7 +91,9 @@ def run(
         folder.require_dataset(data.snapshot(dataset))
         folder.clean()
         folder.publish_ledger()  # it may have been killed between its last step and this
-        _steps(load(config, monitor, dataset), folder, monitor, trackers, examine)
+        experiment = load(config, monitor, dataset)
+        folder.quarantine(experiment.quarantined)
+        _steps(experiment, folder, monitor, trackers, examine)
     return folder
 
 

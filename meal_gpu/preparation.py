@@ -14,7 +14,7 @@ from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError
 from meal_gpu.footprint import require_host_memory
 from meal_gpu.grid import Grid
-from meal_gpu.images.probing import refusal
+from meal_gpu.images.probing import first_size, refusal
 from meal_gpu.inference import default_precision, device_named
 from meal_gpu.models import Builder
 from meal_gpu.oracle import Oracle
@@ -87,6 +87,8 @@ def load(config: Config, monitor: Monitor, dataset: data.Dataset | None = None) 
         before = len(dataset.train) + len(dataset.val)
         dataset = data.without(dataset, problems)
         left = len(dataset.train) + len(dataset.val)
+        if config.size is None and data.DATASETS[config.dataset].size is None:  # it was that of the first
+            dataset = dataclasses.replace(dataset, size=first_size(dataset.train.images) or dataset.size)
         monitor.line(f"left out: {before - left} of {before} images, see quarantine.csv")
     device = torch.device(config.device)
     implementation = ops.select(config.ops)

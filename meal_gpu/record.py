@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,7 @@ from meal_gpu import atomic, data, lock
 from meal_gpu import config as configs
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
+from meal_gpu.images.probing import quarantine, quarantined
 
 _PACKAGES = ("meal-gpu", "torch", "segmentation-models-pytorch", "umap-learn", "numpy", "pandas",
              "nvidia-dali-cuda130", "cupy-cuda13x", "cuml-cu13", "cudf-cu13")  # fmt: skip
@@ -92,6 +93,31 @@ class RunFolder:
             raise RunError(
                 f"{self.path} was begun on another dataset ({differs}): restore it, or choose another --out"
             )
+
+    def quarantine(self, problems: Sequence[data.Problem]) -> None:
+        """List what is left out.
+
+        Raises:
+            RunError: naming a file that was used in the complete steps and cannot be now, or the reverse.
+        """
+        path = self.path / "quarantine.csv"
+        now = quarantined(quarantine(problems))
+        if self.completed():
+            try:
+                before = quarantined(path.read_bytes().decode()) if path.exists() else {}
+            except (OSError, ValueError) as error:
+                raise RunError(f"{path}: not a list of files: {error}; restore it") from error
+            if differs := sorted(before.keys() ^ now.keys()):
+                why = now.get(
+                    differs[0], f"{differs[0]}: was left out when the run began, and can be used now"
+                )
+                more = f"; and {len(differs) - 1} more" if len(differs) > 1 else ""
+                raise RunError(
+                    f"{self.path} was begun on other files ({why}{more}): restore them as they were, "
+                    "or choose another --out"
+                )
+        elif problems:
+            self.write(path.name, quarantine(problems))
 
     def clean(self) -> None:
         """Remove what a killed process left half-written."""

@@ -118,11 +118,16 @@ def test_a_network_on_the_cpu_gets_exactly_those_of_its_aspp(precision: str) -> 
     ready = for_inference(model, precision, CPU)
     assert phased(ready) == rates
     assert phased(model) == []
-    assert phased(for_inference(model, precision, torch.device("cuda"))) == []
     assert phased(for_inference(Builder("paper", 3, "none")(0), precision, CPU)) == []
     with torch.inference_mode(), autocast(CPU, precision):
         logits = ready(torch.randn(1, 3, 48, 80)).logits
     assert logits.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_aspp_stays_as_it_is() -> None:
+    device = torch.device("cuda")
+    assert phased(for_inference(Builder("smp", 3, "none")(0).to(device), "float32", device)) == []
 
 
 def test_batchnorm_behind_is_folded_first() -> None:

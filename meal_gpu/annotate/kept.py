@@ -51,7 +51,10 @@ class Kept:
             with atomic.writing(self._path) as aside:
                 save_file({name: values.cpu().contiguous() for name, values in tensors.items()}, aside)
         except (OSError, SafetensorError) as error:
-            raise RunError(f"{self.folder}: the cache cannot be written: {error}; free some room") from error
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> RunError:
+        return RunError(f"{self.folder}: the cache cannot be written: {error}; free some room")
 
     def _keys(self) -> Path:
         return self._path.with_suffix(".parquet")
@@ -61,9 +64,12 @@ class Kept:
         return Manifold.load(self._manifold) if self._manifold.is_file() else None
 
     def write_manifold(self, manifold: Manifold) -> None:
-        self.folder.mkdir(exist_ok=True)
-        with atomic.writing(self._manifold) as aside:
-            manifold.save(aside)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with atomic.writing(self._manifold) as aside:
+                manifold.save(aside)
+        except (OSError, SafetensorError) as error:
+            raise self._unwritten(error) from error
 
 
 def coverage(embedding: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -50,9 +50,9 @@ def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> Listing
         RunError: the list cannot be written.
     """
     known = set(Ledger.read(ledger).names) if ledger.exists() else set()
-    new = [i for i, name in enumerate(listing.names) if name not in known and not is_url(listing.files[i])]
-    paths = [Path(listing.files[i]) for i in new]
-    size = first_size([Path(file) for file in listing.files if not is_url(file)])
+    local = [i for i, file in enumerate(listing.files) if not is_url(file)]
+    paths = [Path(listing.files[i]) for i in local if listing.names[i] not in known]
+    size = first_size([Path(listing.files[i]) for i in local if listing.names[i] in known])
     with stage("check frames", len(paths)) as advance:
         problems = probe(paths, size, deep=on_bad == "skip", progress=advance)
     target = ledger.with_suffix(".quarantine.csv")

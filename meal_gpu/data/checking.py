@@ -1,7 +1,7 @@
 """Find what is wrong with a dataset before hours are spent on it."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +11,16 @@ import numpy as np
 from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Split
 from meal_gpu.data.load import describe_unknown
 from meal_gpu.errors import DataError
-from meal_gpu.images.headers import Size, label_kind
+from meal_gpu.images.headers import label_kind
 from meal_gpu.images.loader import decode
-from meal_gpu.images.probing import Problem, faults, first_size
+from meal_gpu.images.probing import Look, Problem, common_size
 
 
 def check(dataset: Dataset, *, deep: bool = False, progress: Progress | None = None) -> list[Problem]:
     """Look at every file of both splits.
 
     Reads no pixels: that each file is there, is an image that is whole as far as its structure tells, and has
-    the size of the first image of its split, and that labels are 8-bit PNG files of ids. `deep` decodes every
+    the size of most images of its split, and that labels are 8-bit PNG files of ids. `deep` decodes every
     file as well and looks at every label id.
 
     Args:
@@ -34,30 +34,33 @@ def check(dataset: Dataset, *, deep: bool = False, progress: Progress | None = N
     problems: list[Problem] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
         for split in (dataset.train, dataset.val):
-            if not len(split) or split.packed is not None:
+            if split.packed is not None:
                 continue
-            native = first_size(split.images)
 
-            def look(index: int, split: Split = split, native: Size | None = native) -> list[Problem]:
-                return list(_pair(split, index, native, dataset, deep))
+            def look(index: int, split: Split = split) -> tuple[Look, Look | None]:
+                return _pair(split, index, dataset, deep)
 
-            for found in workers.map(look, range(len(split))):
-                problems += found
+            pairs = []
+            for pair in workers.map(look, range(len(split))):
+                pairs.append(pair)
                 if progress:
                     progress(1)
+            native = common_size(image for image, _ in pairs)
+            for image, label in pairs:
+                problems += image.problems(native, "most images of the split have")
+                if label is not None:
+                    problems += label.problems(native, "its image should have")
     return problems
 
 
-def _pair(split: Split, index: int, native: Size | None, dataset: Dataset, deep: bool) -> Iterator[Problem]:
-    image = split.images[index]
-    yield from faults(image, native, "the first image of the split has", (decode,) if deep else ())
+def _pair(split: Split, index: int, dataset: Dataset, deep: bool) -> tuple[Look, Look | None]:
+    image = Look.at(split.images[index], (decode,) if deep else ())
     if split.labels is None:
-        return
-    label = split.labels[index]
+        return image, None
     steps: list[Callable[[Path], object]] = [label_kind]
     if deep:
         steps.append(lambda path: _check_ids(path, dataset))
-    yield from faults(label, native, "its image should have", steps)
+    return image, Look.at(split.labels[index], steps)
 
 
 def without(dataset: Dataset, problems: Sequence[Problem]) -> Dataset:

@@ -24,6 +24,7 @@ from meal_gpu.data import palette
 from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, Split
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
+from meal_gpu.images.listing import files_below
 from meal_gpu.images.probing import first_size
 
 
@@ -116,10 +117,11 @@ def _label_id(text: str | int, where: str) -> int:
 
 def _split(root: Path, split: str) -> Split:
     folder, masks = root / "images" / split, root / "masks" / split
-    images = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()))
+    found = files_below(folder) if folder.is_dir() else ()
+    images = tuple(sorted(path for path in found if path.suffix.lower() in SUFFIXES))
     if not masks.is_dir() or not images:
         return Split(root, images, None)
-    there = set(masks.rglob("*.png"))
+    there = set(files_below(masks))
     labels = tuple((masks / image.relative_to(folder)).with_suffix(".png") for image in images)
     missing = [label for label in labels if label not in there]
     if missing:

@@ -1,9 +1,11 @@
 """What an image file says about itself, read without decoding its pixels."""
 
+import contextlib
 import os
 import stat
 import struct
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -20,7 +22,8 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 _TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
-
+_FORMATS = {"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}  # Pillow's names
+_UNLIKE = {("TIFF", "1"), ("TIFF", "LA"), ("TIFF", "LAB")}  # whose pixels the two decoders do not agree on
 
 LIMIT = 2**27
 """Pixels of an image, at most (134 million): a file of a few bytes may claim more than any memory holds."""
@@ -39,10 +42,18 @@ def inspect(path: Path) -> Size:
     """`image_size` of a file that the decoder reads as people expect; its pixels are not decoded.
 
     Raises:
-        DataError: as `image_size`; the file is cut off (PNG, JPEG), animated, or of more than 8 bits where
-            decoders differ (grey and float).
+        DataError: as `image_size`; the file is cut off (PNG, JPEG), animated, of a kind that the decoder does
+            not read, or of more than 8 bits where decoders differ (grey and float).
     """
-    size, mode, frames, form = _header(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{str(path)!r}: the name is not valid UTF-8; rename the file") from None
+    size, mode, frames, form, turn = _header(path)
+    if form not in _FORMATS:
+        raise DataError(
+            f"{path}: of the format {form}, which is not read; save it as PNG, JPEG, BMP, TIFF or WebP"
+        )
     if frames > 1:
         raise DataError(f"{path}: holds {frames} frames, and an image has one; split it into files")
     if mode.startswith(("I", "F")):
@@ -50,8 +61,17 @@ def inspect(path: Path) -> Size:
             f"{path}: {mode} pixels, of more than 8 bits, and images are of 8; convert the file, with the "
             "scaling that is right for it"
         )
-    if form in _WHOLE and not _WHOLE[form](path):
-        raise DataError(f"{path}: truncated or damaged (its end is missing); replace the file")
+    if (form, mode) in _UNLIKE:
+        raise DataError(f"{path}: a {form} file of {mode} pixels, on which decoders differ; save it as RGB")
+    if form == "JPEG" and not _whole_jpeg(path):
+        raise DataError(_CUT.format(path))
+    if form == "PNG":
+        turn = _png_orientation(path)
+    if turn != 1 and form in ("PNG", "WEBP"):
+        raise DataError(
+            f"{path}: its EXIF turns it (orientation {turn}), which decoders do or do not; turn the pixels "
+            "and save it without"
+        )
     return size
 
 
@@ -61,8 +81,8 @@ def _why(path: Path, error: OSError) -> str:
     return "no such image file" if isinstance(error, FileNotFoundError) else str(error.strerror)
 
 
-def _header(path: Path) -> tuple[Size, str, int, str]:
-    """Size, Pillow's mode, frames and format."""
+def _header(path: Path) -> tuple[Size, str, int, str, int]:
+    """Size, Pillow's mode, frames, Pillow's format, EXIF orientation (of JPEG and WebP, else 1)."""
     try:
         kind = os.stat(path).st_mode  # noqa: PTH116 - a pipe must not be opened: that would wait for ever
     except OSError as error:
@@ -75,24 +95,35 @@ def _header(path: Path) -> tuple[Size, str, int, str]:
             with Image.open(path) as image:
                 width, height = image.size
                 # PNG keeps its EXIF behind the pixels, so asking would read the whole file.
-                exif = image.getexif() if image.format == "JPEG" else {}
+                exif = image.getexif() if image.format in ("JPEG", "MPO", "WEBP") else {}
                 frames = int(getattr(image, "n_frames", 1))
                 mode, form = image.mode, str(image.format)
     except DecompressionBombError as error:
         raise DataError(f"{path}: {error}; at most {LIMIT} pixels are read") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{path}: {error.strerror}; make it readable or remove it") from error
         raise DataError(f"{path}: not a readable image ({error}); replace the file") from error
     if width * height > LIMIT:
         raise DataError(
             f"{path}: {height}×{width} pixels claimed (height × width), at most {LIMIT} in all are read; "
             "replace the file or cut it into parts"
         )
-    turned = exif.get(ExifTags.Base.Orientation) in _TURNED
-    return ((width, height) if turned else (height, width)), mode, frames, form
+    if form == "MPO":  # of cameras: a JPEG with previews or depth behind it, which no decoder looks at
+        frames, form = 1, "JPEG"
+    turn = _orientation(exif)
+    size = (width, height) if turn in _TURNED and form == "JPEG" else (height, width)
+    return size, mode, frames, form, turn
 
 
-def _whole_png(path: Path) -> bool:
-    """Whether its chunks reach IEND, the last one; their content is skipped."""
+def _orientation(exif: Mapping[int, object]) -> int:
+    turn = exif.get(ExifTags.Base.Orientation)
+    return turn if isinstance(turn, int) and 1 < turn <= 8 else 1
+
+
+def _png_orientation(path: Path) -> int:
+    """Walk its chunks to IEND, the last one, skipping the pixels. Raises DataError where that is missing."""
+    turn = 1
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         place = len(_PNG_MAGIC)
@@ -100,21 +131,41 @@ def _whole_png(path: Path) -> bool:
             file.seek(place)
             length, kind = struct.unpack(">I4s", file.read(8))
             place += 12 + int(length)
-            if kind == b"IEND":
-                return place <= end
-    return False
+            if kind == b"eXIf" and place <= end:
+                exif = Image.Exif()
+                with contextlib.suppress(SyntaxError, struct.error, ValueError):
+                    exif.load(file.read(length))
+                turn = _orientation(exif)
+            if kind == b"IEND" and place <= end:
+                return turn
+    raise DataError(_CUT.format(path))
 
 
 def _whole_jpeg(path: Path) -> bool:
-    """Whether the marker of the end is in its last part; cameras write more behind it."""
+    """Whether the marker of the end comes behind the beginning of the pixels; more may follow it.
+
+    What precedes the pixels is walked over: previews in it have ends of their own.
+    """
     with path.open("rb") as file:
-        length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - _JPEG_TAIL))
-        return b"\xff\xd9" in file.read()
+        end = file.seek(0, os.SEEK_END)
+        place = 2
+        while place + 4 <= end:
+            file.seek(place)
+            lead, kind, length = struct.unpack(">BBH", file.read(4))
+            if lead != 0xFF or kind == _SCAN:
+                break
+            place += 1 if kind == 0xFF else 2 if kind in _BARE else 2 + length
+        for start in (max(place, end - _JPEG_TAIL), place):  # all of it only where much follows the end
+            file.seek(start)
+            if b"\xff\xd9" in file.read():
+                return True
+    return False
 
 
+_CUT = "{}: truncated or damaged (its end is missing); replace the file"
 _JPEG_TAIL = 4096
-_WHOLE = {"PNG": _whole_png, "JPEG": _whole_jpeg}
+_SCAN = 0xDA
+_BARE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 
 
 def label_kind(path: Path) -> str:

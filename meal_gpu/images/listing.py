@@ -3,7 +3,7 @@
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,27 @@ class Listing(NamedTuple):
     names: tuple[str, ...]
     files: tuple[str, ...]
     stamps: tuple[str, ...]
+
+
+def files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Every file below a folder, linked folders included, save links that lead back to a folder above.
+
+    Raises:
+        DataError: a folder that cannot be read, whose files would be missed.
+    """
+    real = os.path.realpath(root)
+    if real in above:
+        return
+    try:
+        entries = list(os.scandir(root))
+    except OSError as error:
+        raise DataError(f"{root}: {error.strerror}; make the folder readable or move it away") from error
+    for entry in entries:
+        path = Path(entry.path)
+        if path.is_dir():
+            yield from files_below(path, (*above, real))
+        else:
+            yield path
 
 
 def is_url(file: str) -> bool:
@@ -78,8 +99,8 @@ def filesystem(url: str) -> tuple[Any, str]:
 def _folder(root: Path) -> Listing:
     if not root.is_dir():
         raise DataError(f"{root}: neither a folder of images, a .parquet manifest nor a URL")
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if _is_image(path.name)}
-    names = sorted(name for name, path in paths.items() if not path.is_dir())
+    paths = {path.relative_to(root).as_posix(): path for path in files_below(root) if _is_image(path.name)}
+    names = sorted(paths)
     files = tuple(str(paths[name]) for name in names)
     return Listing(tuple(names), files, tuple(_local_stamp(file) or "" for file in files))
 

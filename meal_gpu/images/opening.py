@@ -8,7 +8,7 @@ import torch
 
 from meal_gpu.errors import DataError, InputError
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
-from meal_gpu.images.listing import Listing, is_url
+from meal_gpu.images.listing import Listing, files_below, is_url
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, pin, require_images
@@ -66,9 +66,7 @@ def open_images(
 def _folder(root: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; to give single files, pass a list of paths")
-    paths = tuple(
-        sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
-    )
+    paths = tuple(sorted(path for path in files_below(root) if path.suffix.lower() in SUFFIXES))
     if other := next((path for path in paths if not path.is_file()), None):
         image_size(other)  # a broken link, or a pipe, which nothing should open: named
     if not paths:

@@ -3,7 +3,8 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,22 +45,42 @@ def first_size(paths: Sequence[Path]) -> Size | None:
     return None
 
 
-def faults(
-    path: Path, native: Size | None, expected: str, steps: Sequence[Callable[[Path], object]]
-) -> Iterator[Problem]:
-    """What is wrong with one file: by itself, in its size, and in what `steps` raise of it."""
-    try:
-        size = inspect(path)
-        if native is not None and size != native:
+@dataclass(frozen=True)
+class Look:
+    """What one file was found to be: its (height, width), if it has one, and what else is wrong with it."""
+
+    path: Path
+    size: Size | None
+    fault: str | None
+
+    @classmethod
+    def at(cls, path: Path, steps: Sequence[Callable[[Path], object]] = ()) -> "Look":
+        """Header and structure, and what `steps` raise of it."""
+        size = None
+        try:
+            size = inspect(path)
+            for step in steps:
+                step(path)
+        except DataError as error:
+            return cls(path, size, str(error))
+        return cls(path, size, None)
+
+    def problems(self, native: Size | None, expected: str) -> Iterator[Problem]:
+        """Its own, and that its size is not `native`; `expected` says who has that."""
+        if self.size and native and self.size != native:
             yield Problem(
-                path,
-                f"{path}: {size[0]}×{size[1]} pixels (height × width) found, "
+                self.path,
+                f"{self.path}: {self.size[0]}×{self.size[1]} pixels (height × width) found, "
                 f"{expected} {native[0]}×{native[1]}; resize the file or remove it",
             )
-        for step in steps:
-            step(path)
-    except DataError as error:
-        yield Problem(path, str(error))
+        if self.fault:
+            yield Problem(self.path, self.fault)
+
+
+def common_size(looks: Iterable[Look]) -> Size | None:
+    """The (height, width) that most have: a single odd one must not condemn all others."""
+    sizes = Counter(look.size for look in looks if look.size)
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def probe(
@@ -68,19 +89,18 @@ def probe(
     """Look at every image file: header and structure, and with `deep` all pixels.
 
     Args:
-        native: the (height, width) that all must have; None: any.
+        native: the (height, width) that all must have, that of the ledger's frames; None: the most common.
     """
-
-    def look(path: Path) -> list[Problem]:
-        return list(faults(path, native, "the first image has", (decode,) if deep else ()))
-
-    problems: list[Problem] = []
+    steps = (decode,) if deep else ()
+    looks = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-        for found in workers.map(look, paths):
-            problems += found
+        for look in workers.map(lambda path: Look.at(path, steps), paths):
+            looks.append(look)
             if progress:
                 progress(1)
-    return problems
+    expected = "the frames of the ledger have" if native else "most images have"
+    native = native or common_size(looks)
+    return [problem for look in looks for problem in look.problems(native, expected)]
 
 
 def refusal(problems: Sequence[Problem], fix: str) -> DataError:
@@ -97,4 +117,12 @@ def quarantine(problems: Sequence[Problem]) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "reason"])
     rows.writerows([str(problem.path), problem.message] for problem in problems)
-    return text.getvalue()
+    return text.getvalue().encode("utf-8", "backslashreplace").decode()  # a name may be no UTF-8
+
+
+def quarantined(text: str) -> dict[str, str]:
+    """The files of a quarantine and their reasons. Raises ValueError where it is none."""
+    rows = list(csv.reader(io.StringIO(text)))
+    if rows[:1] != [["file", "reason"]] or any(len(row) != 2 for row in rows):
+        raise ValueError("no columns file, reason")
+    return {row[0]: row[1] for row in rows[1:]}

@@ -33,7 +33,7 @@ DAMAGE = {
     # name: (of the label?, what happens, message, only found by a deep check?)
     "no image": (False, Path.unlink, "no such image file", False),
     "no label": (True, Path.unlink, "no such image file", False),
-    "image size": (False, save(random_image((12, 48))), r"12×48 .* found, .* has 24×48", False),
+    "image size": (False, save(random_image((12, 48))), r"12×48 .* found, .* have 24×48", False),
     "label size": (True, save(np.zeros((24, 40), np.uint8)), r"24×40 .* its image should have 24×48", False),
     "text": (False, lambda path: path.write_text("x"), "not a readable image", False),
     "colours": (True, save(random_image((24, 48))), "8-bit RGB PNG; labels are", False),

@@ -17,7 +17,7 @@ def scene(seed: int = 0) -> Image.Image:
     return Image.fromarray(np.kron(coarse, np.ones((4, 4, 1))).astype(np.uint8))
 
 
-def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
+def png(width: int, height: int, depth: int, color: int, rows: bytes, interlace: int = 0) -> bytes:
     """A PNG file of any kind from its unfiltered rows, each with its leading 0."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -25,7 +25,7 @@ def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
             struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlace)
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
@@ -63,6 +63,41 @@ def wide(path: Path) -> None:
     path.write_bytes(png(SIZE[1], SIZE[0], 16, 2, rows))
 
 
+def turned(path: Path) -> None:
+    """A PNG or WebP with the orientation of a JPEG."""
+    exif = Image.Exif()
+    exif[274] = 6
+    scene().save(path, exif=exif)
+
+
+def interlaced(path: Path) -> None:
+    pixels = np.asarray(scene())
+    passes = (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    )
+    rows = b"".join(
+        b"\0" + row.tobytes() for top, left, down, right in passes for row in pixels[top::down, left::right]
+    )
+    path.write_bytes(png(SIZE[1], SIZE[0], 8, 2, rows, interlace=1))
+
+
+def previewed(path: Path) -> None:
+    """Cut off, behind a preview that is a whole JPEG with an end of its own."""
+    scene().save(path)
+    content = path.read_bytes()
+    path.write_bytes(b"\xff\xd8\xff\xe5" + struct.pack(">H", 2 + len(content)) + content + content[2:-40])
+
+
+def stereo(path: Path) -> None:
+    scene().save(path, format="MPO", save_all=True, append_images=[scene(1)])
+
+
 def animated(path: Path) -> None:
     scene().save(path, save_all=True, append_images=[scene(1)])
 
@@ -79,10 +114,21 @@ Maker = Callable[[Path], object]
 # Name, maker, a pattern of the error; whether only decoding finds it
 NAMED: dict[str, tuple[str, Maker, str, bool]] = {
     "a JPEG cut off in the middle": ("x.jpg", cut, r"truncated or damaged \(its end is missing\)", False),
+    "a JPEG cut off behind a whole preview": (
+        "x.jpg", previewed, r"truncated or damaged \(its end is missing\)", False,
+    ),
     "a PNG cut off in the middle": ("x.png", cut, r"truncated or damaged \(its end is missing\)", False),
     "a PNG whose pixels are damaged": ("x.png", damaged, "truncated or damaged", True),
     "an empty file": ("x.png", Path.touch, "not a readable image", False),
     "a text file called x.png": ("x.png", lambda p: p.write_text("hello"), "not a readable image", False),
+    "a GIF called x.png": (
+        "x.png", lambda p: scene().save(p, format="GIF"), "of the format GIF, which is not read", False,
+    ),
+    "a PNG that its EXIF turns": ("x.png", turned, r"its EXIF turns it \(orientation 6\)", False),
+    "a WebP that its EXIF turns": ("x.webp", turned, r"its EXIF turns it \(orientation 6\)", False),
+    "a TIFF of grey with transparency": (
+        "x.tif", lambda p: scene().convert("LA").save(p), "TIFF file of LA pixels", False,
+    ),
     "a 16-bit grey PNG": (
         "x.png", lambda p: Image.fromarray(np.full(SIZE, 999, np.uint16)).save(p), "more than 8 bits", False,
     ),
@@ -115,8 +161,11 @@ READ: dict[str, tuple[str, Maker]] = {
     "a CMYK JPEG": ("x.jpg", lambda p: scene().convert("CMYK").save(p)),
     "a JPEG that its EXIF turns": ("x.jpg", rotated),
     "a JPEG with bytes behind its end": (
-        "x.jpg", lambda p: (scene().save(p), p.write_bytes(p.read_bytes() + bytes(1000))),
+        "x.jpg", lambda p: (scene().save(p), p.write_bytes(p.read_bytes() + bytes(10_000))),
     ),
+    "a JPEG of a camera that writes a second image behind the first": ("x.jpg", stereo),
+    "an interlaced PNG": ("x.png", interlaced),
+    "a suffix in capitals": ("X.PNG", lambda p: scene().save(p)),
     "a compressed TIFF": ("x.TIF", lambda p: scene().save(p, compression="tiff_lzw")),
     "a name with a line break": ("a\nb.png", lambda p: scene().save(p)),
 }  # fmt: skip

@@ -1,11 +1,13 @@
 """Images that something is wrong with are named before anything slow; what only looks wrong is read."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_files import NAMED, READ, SIZE, Maker, scene
+from bad_files import NAMED, READ, SIZE, Maker, cut, scene
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
@@ -13,7 +15,7 @@ from meal_gpu import cli, data
 from meal_gpu.errors import DataError, MealGpuError
 from meal_gpu.images.listing import list_images
 from meal_gpu.images.loader import JPEG_TOLERANCE, Loader
-from meal_gpu.images.probing import probe
+from meal_gpu.images.probing import probe, quarantine, quarantined
 
 fault = pytest.mark.fault
 
@@ -106,12 +108,98 @@ def test_a_folder_with_the_name_of_an_image(folder: Path) -> None:
     assert "images/train/x.png/inside.png" in opened.train.names
 
 
+@fault("data", "a folder that is a link to another", "its images are found")
+def test_a_linked_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    scene(9).save(tmp_path / "elsewhere" / "far.png")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    names = ("good0.png", "good1.png", "good2.png", "link/far.png")
+    assert list_images(str(folder)).names == names
+    opened = data.open_dataset("folder", folder.parents[1])
+    assert opened.train.names == tuple(f"images/train/{name}" for name in names)
+
+
+@fault("data", "a folder that links back to one above it", "its images are found once")
+def test_folders_in_a_circle(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+    scene(8).save(folder / "b" / "x.png")
+    (folder / "a" / "to").symlink_to(folder / "b")
+    (folder / "b" / "back").symlink_to(folder)
+    names = ("a/to/x.png", "b/x.png", "good0.png", "good1.png", "good2.png")
+    assert list_images(str(folder)).names == names
+
+
+@fault("data", "a folder that may not be read", "named: its images would be missed")
+def test_a_folder_that_may_not_be_read(nobody: Path) -> None:
+    with pytest.raises(DataError, match="sub: Permission denied; make the folder readable"):
+        list_images(str(nobody))
+
+
 @fault("data", "a name that is no UTF-8", "named, with the fix")
 def test_a_name_that_is_no_text(folder: Path) -> None:
-    scene().save(folder / "x.png")
-    (folder / "x.png").rename(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png"))
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png"))
+    scene().save(path, format="PNG")
     with pytest.raises(DataError, match="is not valid UTF-8; rename the file"):
         list_images(str(folder))
+    problems = data.check(data.open_dataset("folder", folder.parents[1]))
+    assert [p.path for p in problems] == [path] and "not valid UTF-8" in problems[0].message
+    (file,) = quarantined(quarantine(problems))
+    assert file.endswith("\\udcff\\udcfe.png")
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder of an image and a folder that this process may not read, be it root's or not."""
+    with tempfile.TemporaryDirectory() as where:
+        Path(where).chmod(0o755)
+        scene().save(Path(where) / "x.png")
+        (Path(where) / "x.png").chmod(0)
+        (Path(where) / "sub").mkdir(mode=0)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield Path(where)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@fault("data", "a file that may not be read", "named, with the fix; `--on-bad skip` leaves it out")
+def test_a_file_that_may_not_be_read(nobody: Path) -> None:
+    (problem,) = probe([nobody / "x.png"], None)
+    assert problem.message == f"{nobody / 'x.png'}: Permission denied; make it readable or remove it"
+
+
+@fault("data", "a first image of another size than all others", "it is named, not the others")
+def test_an_odd_first_image_is_the_bad_one(folder: Path, tmp_path: Path) -> None:
+    odd = folder / "a.png"
+    Image.new("RGB", (6, 4)).save(odd)
+    (problem,) = data.check(data.open_dataset("folder", folder.parents[1]))
+    assert problem.path == odd
+    assert "4×6 pixels (height × width) found, most images of the split have 24×32" in problem.message
+    (tmp_path / "pool").mkdir()
+    assert "pool: 12 patches, 3 new frames" in acquire(folder, tmp_path / "pool", "--on-bad", "skip")
+    Image.new("RGB", (6, 4)).save(folder / "b.png")
+    Image.new("RGB", (6, 4)).save(folder / "c.png")
+    with pytest.raises(DataError, match=r"4×6 .* the frames of the ledger have 24×32"):
+        acquire(folder, tmp_path / "pool", "--out", str(tmp_path / "again"))
+
+
+@fault(
+    "data", "a frame of the ledger that has become bad", "named; the ledger and the next query wait for it"
+)
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_a_frame_of_the_ledger_goes_bad(on_bad: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    acquire(folder, tmp_path / "pool")
+    before = (tmp_path / "pool" / "pool.parquet").read_bytes()
+    cut(folder / "good1.png")
+    with pytest.raises(DataError, match=r"good1\.png: truncated"):
+        acquire(folder, tmp_path / "pool", "--on-bad", on_bad, "--out", str(tmp_path / "again"))
+    assert (tmp_path / "pool" / "pool.parquet").read_bytes() == before
+    assert not (tmp_path / "again").exists()
 
 
 @fault("data", "a.jpg beside a.png", "named: what is written for them would collide")

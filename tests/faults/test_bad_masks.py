@@ -12,7 +12,7 @@ from bad_files import SIZE, cut, scene
 from PIL import Image
 from test_bad_images import acquire
 
-from meal_gpu import data, experiment
+from meal_gpu import data, experiment, preparation
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.config import from_dict
 from meal_gpu.errors import DataError, RunError
@@ -92,6 +92,28 @@ def test_a_missing_mask(tmp_path: Path) -> None:
         data.open_dataset("folder", root)
 
 
+@fault("data", "a mask without an image", "ignored: a part of a dataset's images may be used")
+def test_a_mask_too_many(tmp_path: Path) -> None:
+    root = dataset(tmp_path / "tree")
+    mask(7).save(root / "masks/train/more.png")
+    opened = data.open_dataset("folder", root)
+    assert len(opened.train) == 4 and data.check(opened, deep=True) == []
+
+
+@fault(
+    "data", "a first image of another size than all others, and `run --on-bad skip`", "it alone is left out"
+)
+def test_a_run_without_an_odd_first_image(tmp_path: Path) -> None:
+    root = dataset(tmp_path / "tree")
+    Image.new("RGB", (6, 4)).save(root / "images/train/000.png")
+    loaded = preparation.load(
+        preparation.resolve(from_dict(settings(root, on_bad="skip"))), preparation.Silent()
+    )
+    assert loaded.dataset.size == SIZE
+    assert [path.name for path in loaded.dataset.train.images] == ["001.png", "002.png", "003.png"]
+    assert [problem.path.name for problem in loaded.quarantined] == ["000.png"]
+
+
 @fault("data", "two images that share a mask", "named")
 def test_a_shared_mask(tmp_path: Path) -> None:
     root = dataset(tmp_path / "tree")
@@ -168,7 +190,7 @@ def test_a_run_goes_on_without_the_bad(tmp_path: Path) -> None:
     assert (run.step(1) / "query.parquet").read_bytes() == (expected.step(1) / "query.parquet").read_bytes()
 
 
-@fault("data", "an image that turns bad, at the same size, between a run and its `--resume`", "refused")
+@fault("data", "an image that turns bad, at the same size, between a run and its `--resume`", "named")
 def test_a_run_is_not_continued_on_fewer_images(tmp_path: Path) -> None:
     root = dataset(tmp_path / "tree", train=8)
     config = from_dict(settings(root, on_bad="skip"))
@@ -176,8 +198,32 @@ def test_a_run_is_not_continued_on_fewer_images(tmp_path: Path) -> None:
     shutil.rmtree(run.step(1))
     image = root / "images/train/003.png"
     image.write_bytes(bytes(image.stat().st_size))
-    with pytest.raises(RunError, match="was made on other images than"):
+    with pytest.raises(RunError, match=r"begun on other files \(.*003\.png: not a readable image"):
         experiment.run(config, run.path, resume=True)
+
+
+@fault(
+    "data", "an image left out by a run that can be read at its `--resume`", "named: the pool stays as it was"
+)
+def test_a_run_is_not_continued_on_more_images(tmp_path: Path) -> None:
+    root = dataset(tmp_path / "tree", train=8)
+    image = root / "images/train/003.png"
+    good = image.read_bytes()
+    image.write_bytes(bytes(len(good)))
+    config = from_dict(settings(root, on_bad="skip"))
+    run = experiment.run(config, tmp_path / "run")
+    shutil.rmtree(run.step(1))
+    image.write_bytes(good)
+    with pytest.raises(RunError, match=r"003\.png: was left out when the run began, and can be used now"):
+        experiment.run(config, run.path, resume=True)
+    listed = run.path / "quarantine.csv"
+    listed.write_text("nothing of the kind\n")
+    with pytest.raises(RunError, match=r"quarantine\.csv: not a list of files"):
+        experiment.run(config, run.path, resume=True)
+    image.write_bytes(bytes(len(good)))
+    shutil.rmtree(run.step(0))  # nothing was done yet: the list is written anew
+    experiment.run(config, run.path, resume=True)
+    assert [Path(row["file"]).name for row in csv.DictReader(listed.open())] == ["003.png"]
 
 
 @fault(
