@@ -137,6 +137,7 @@ class RunFolder:
     @contextmanager
     def writing(self, target: Path) -> Iterator[Path]:
         """A folder to fill that becomes `target` in one rename, once all of it is on the disk."""
+        self._require_here()
         try:
             with atomic.folder(target) as aside:
                 yield aside
@@ -145,10 +146,18 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder, whole or not at all. Raises RunError where that is not possible."""
+        self._require_here()
         try:
             write(self.path / name, text)
         except OSError as error:
             raise _unwritten(self.path / name, error) from error
+
+    def _require_here(self) -> None:
+        if not (self.path / "config.toml").is_file():
+            raise RunError(
+                f"{self.path} was removed or moved while the run worked on it: "
+                "continue it with --resume where it is now, or start anew"
+            )
 
     def publish_ledger(self) -> None:
         """Make the newest step's ledger the run's. Raises RunError where that is not possible."""

@@ -179,6 +179,21 @@ def test_a_query_that_cannot_be_written(disk: Disk, command: Command) -> None:
     assert files(disk.path) == whole
 
 
+@fault("resource", "the disk is full when Φ is kept", "named; the ledger stays, there is no query")
+def test_a_manifold_that_cannot_be_kept(disk: Disk, command: Command) -> None:
+    assert command("acquire", "--strategy", "meal") == ""
+    shutil.rmtree(disk.path / "query")
+    (fitted,) = (disk.path / "pool.cache").glob("manifold-*")
+    fitted.unlink()  # scores and features are known still
+    ledger = (disk.path / "pool.parquet").read_bytes()
+    disk.fill(0)
+    assert "pool.cache: the cache cannot be written: " in command("acquire", "--strategy", "meal")
+    assert (disk.path / "pool.parquet").read_bytes() == ledger
+    assert not (disk.path / "query").exists()
+    disk.free()
+    assert command("acquire", "--strategy", "meal") == ""
+
+
 @fault(
     "resource",
     "the disk is full when masks come back",

@@ -15,6 +15,7 @@ from meal_gpu import cli, experiment, lock, record
 from meal_gpu.annotate.ingest import ingest
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
+from meal_gpu.preparation import Silent
 from meal_gpu.record import RunFolder
 
 fault = pytest.mark.fault
@@ -223,3 +224,32 @@ def test_a_file_is_no_run_folder(quick: Config, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="file: the run folder cannot be written: File exists"):
         experiment.run(quick, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=fault("folder", f"a run folder {what} while the run works on it", outcome))
+        for what, outcome in {
+            "removed": "named; no half of it is made anew",
+            "moved": "named; `--resume` where it is now gives the same files",
+        }.items()
+    ],
+)
+def test_a_run_folder_that_goes_away(what: str, made: Path, quick: Config, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+
+    class Mover(Silent):
+        def line(self, text: str) -> None:
+            if text.startswith("step 0"):
+                shutil.rmtree(out) if what == "removed" else out.rename(elsewhere)
+
+    with pytest.raises(RunError, match=r"run was removed or moved while the run worked on it"):
+        experiment.run(quick, out, monitor=Mover())
+    assert not out.exists()
+    if what == "moved":
+        experiment.run(quick, elsewhere, resume=True)
+        again, expected = files(elsewhere), files(made)
+        for timed in ("env.json", "log.jsonl"):
+            del again[timed], expected[timed]
+        assert again == expected
