@@ -24,7 +24,7 @@ demo: .venv/installed
 	touch $@
 
 test: .venv/installed .venv-peers/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 soak: .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS),fuzz]'

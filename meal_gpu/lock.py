@@ -82,7 +82,11 @@ def parent() -> dict[str, str]:
 def end_with_parent() -> None:
     """Get SIGINT when the process that set `parent` for this one ends: it is not left behind (Linux)."""
     pid = os.environ.pop(_END_WITH, None)
-    if pid is None or not sys.platform.startswith("linux"):
+    if pid is None:
+        return
+    # Below nohup, or behind "&" of a script, it is ignored, and that is inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
     if os.getppid() != int(pid):  # it ended before
