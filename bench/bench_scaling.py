@@ -42,7 +42,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         with tempfile.TemporaryDirectory() as folder:
             yield Case(
                 "scaling, ledger", {"patches": patches},
-                {"ours": lambda folder=folder, patches=patches: _ledger(Path(folder), patches // 16)},
+                {"ours": lambda folder=folder, patches=patches: ledger_of(Path(folder), patches // 16)},
                 over="patches", least=3,
             )  # fmt: skip
     for rows in FITTED:
@@ -67,7 +67,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def _ledger(folder: Path, images: int) -> None:
+def ledger_of(folder: Path, images: int) -> None:
     """A new pool, a step labelled, what is left asked for, written and read again."""
     ledger = Ledger.create(Grid(4, 4, 512, 1024), [f"frame{i:07d}" for i in range(images)])
     ledger.label(torch.arange(N), 1)

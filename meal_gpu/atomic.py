@@ -8,9 +8,12 @@ from pathlib import Path
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Yields a path to fill that then takes the place of `path`; on an error `path` is as it was."""
-    aside = path.parent / f".partial-{path.name}"
+def writing(path: Path, by: str = "") -> Iterator[Path]:
+    """Yields a path to fill that then takes the place of `path`; on an error `path` is as it was.
+
+    `by` tells apart processes that may write the same file at once.
+    """
+    aside = path.parent / f".partial-{by}{path.name}"
     try:
         yield aside
         sync(aside)

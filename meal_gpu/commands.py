@@ -77,6 +77,20 @@ def acquire(
     on_bad: Annotated[
         str, typer.Option(help="New frames that cannot be used: stop, or skip and list them.")
     ] = "stop",
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Score on Dask: local:N processes, local-cuda, or a scheduler's tcp://host:port."),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or URL of what is known of the frames; all machines of a cluster must reach it.",
+            show_default="beside the ledger",
+        ),
+    ] = None,
+    shard: Annotated[
+        int, typer.Option(min=1, help="Frames scored and kept together: what is lost with a process.")
+    ] = 256,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -94,6 +108,8 @@ def acquire(
     from meal_gpu import checkpoint as checkpoints
     from meal_gpu.annotate.asking import ask
     from meal_gpu.annotate.plan import Plan
+    from meal_gpu.annotate.shards import Cluster
+    from meal_gpu.cluster import connected
     from meal_gpu.data.folder import read_classes
     from meal_gpu.pool import FEATURES
     from meal_gpu.progress import Terminal
@@ -106,7 +122,7 @@ def acquire(
         features=features,
         size=pair(size, "size"), window=pair(window, "window"), overlap=overlap, valid=valid, classes=names,
         cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer, passes=passes,
-        temperature=temperature, on_bad=on_bad,
+        temperature=temperature, on_bad=on_bad, cache=cache, shard=shard,
         precision=precision, device=device, ops=ops,
     )  # fmt: skip
     if temperature is not None and not 0 < temperature < float("inf"):
@@ -125,7 +141,13 @@ def acquire(
 
     network = built(checkpoint)
     members = [m for m in map(built, member or []) if isinstance(m, Module)]
-    report = ask(images, network, ledger, out, plan, Terminal().stage, members)
+    stage = Terminal().stage
+    if cluster is None:
+        report = ask(images, network, ledger, out, plan, stage, members)
+    else:
+        with connected(cluster) as run:
+            there = Cluster(run, model, arguments, checkpoint)
+            report = ask(images, network, ledger, out, plan, stage, members, there)
     typer.echo(describe(report))
 
 

@@ -16,6 +16,8 @@ _FORMAT = "meal_gpu.manifold/2"
 # Version 1 had no `build` and no `deterministic`: their defaults are what it did
 _READABLE = (_FORMAT, "meal_gpu.manifold/1")
 TRUST_SAMPLE = 2000
+LIMIT = 50_000
+"""Rows that a manifold is fitted on, at most."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,13 @@ class Manifold:
         neighbors: int = 15,
         min_dist: float = 0.1,
         dimension: int = 2,
-        limit: int = 50_000,
+        limit: int = LIMIT,
         build: str = "auto",
         deterministic: bool = True,
         check: bool = True,
         ops: Ops | None = None,
     ) -> "Manifold":
-        """Fit on [M, D] floating point features (MEAL, Step 0); above `limit` rows on a random subsample.
+        """Fit on [M, D] floating point features (MEAL, Step 0); above `limit` rows on a `subsample`.
 
         `neighbors` is lowered to M - 1 where M is small.
 
@@ -88,10 +90,7 @@ class Manifold:
                 f"{min(len(features), limit)} rows are too few to embed in {dimension} dimensions, "
                 f"which takes {dimension + 2}"
             )
-        rows = torch.arange(len(features))
-        if len(features) > limit:
-            drawn = rng.stream(seed, 0, "manifold subsample").choice(len(features), limit, replace=False)
-            rows = torch.from_numpy(drawn).sort().values
+        rows = subsample(len(features), limit, seed)
         kept = features.detach()[rows.to(features.device)].float()
         settings = _Settings(neighbors, min_dist, dimension, seed, build, deterministic)
         umap = _umap(kept, settings, ops or select_for(features.device), None)
@@ -160,6 +159,18 @@ class Manifold:
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             raise RunError(f"{path}: damaged: no manifold has these settings ({error})") from error
         return cls(features, rows.cpu(), umap, settings)
+
+
+def subsample(count: int, limit: int, seed: int) -> torch.Tensor:
+    """[min(count, limit)] int64, ascending: one row drawn from each of `limit` equal runs of the rows.
+
+    Patches are numbered frame by frame, so that every stretch of a drive has its share.
+    """
+    if count <= limit:
+        return torch.arange(count)
+    starts = torch.arange(limit + 1, dtype=torch.int64) * count // limit
+    drawn = torch.from_numpy(rng.stream(seed, 0, "manifold subsample").random(limit))
+    return starts[:-1] + (drawn * starts.diff()).long()
 
 
 def _check(features: torch.Tensor, *, finite: bool = True) -> None:

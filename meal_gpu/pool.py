@@ -8,7 +8,7 @@ import torch
 from meal_gpu import committee as committees
 from meal_gpu import rng, strategies
 from meal_gpu.ledger import Ledger
-from meal_gpu.manifold import Manifold
+from meal_gpu.manifold import LIMIT, Manifold, subsample
 from meal_gpu.models import Network
 from meal_gpu.ops import Committee, PatchClasses
 from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
@@ -44,17 +44,17 @@ class Settings:
 class ScoredPool:
     """The pool as a strategy sees it (`strategies.base.Pool`): all is computed when first asked for.
 
-    Patches in `excluded` [E] are not chosen. `scored`, by entropy, and `everything`, all patches' features
-    [P, D], are not computed where they are given. `needs` is what a pass over the pool finds besides scores;
-    `members` are the ensemble's; of images only the pixels in `valid` [H, W] bool count. Nothing here waits
-    for the device where the images live on it; `require_finite` does, at the end.
+    Patches in `excluded` [E] are not chosen, and to those in `absent` [A] the model is not applied either.
+    What `scored`, by entropy, holds is not computed. `needs` is what a pass over the pool finds besides
+    scores; `members` are the ensemble's; of images only the pixels in `valid` [H, W] bool count. Nothing here
+    waits for the device where the images live on it; `require_finite` does, at the end.
     """
 
     def __init__(
         self, images: ImageSet, model: Network, ledger: Ledger, n: int, settings: Settings,
         manifold: Manifold | None = None, advance: Advance = lambda _: None,
         *, excluded: torch.Tensor | None = None, scored: Scored | None = None,
-        everything: torch.Tensor | None = None, needs: Sequence[str] = (), members: Sequence[Network] = (),
+        absent: torch.Tensor | None = None, needs: Sequence[str] = (), members: Sequence[Network] = (),
         valid: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self._images = images
@@ -81,7 +81,7 @@ class ScoredPool:
         self._committees: dict[str, Committee] = {}
         self._scores: torch.Tensor | None = None
         self._described: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._everything = everything  # the features of every patch, once they were asked for
+        self._absent = absent
 
     def uncertainty(self, measure: str) -> torch.Tensor:
         return self._pass(measure).scores
@@ -141,8 +141,6 @@ class ScoredPool:
             shared = self._pass(with_="features").features
             assert shared is not None
             features = shared[patches.to(shared.device)]
-        elif self._everything is not None:
-            return self._everything[patches.to(self._everything.device)]
         else:
             features = patch_features(self._images, patches, self._model, self._grid)
         self._described.append((features, patches))
@@ -159,11 +157,12 @@ class ScoredPool:
 
     def manifold(self) -> Manifold:
         if self._manifold is None:
-            everything = torch.arange(len(self._images) * self._grid.patches_per_image)
-            features = self.features(everything)
-            self._everything = features
-            self.require_finite()
             seed = rng.integer(self._settings.seed, 0, "manifold")
+            patches = torch.arange(len(self._images) * self._grid.patches_per_image)
+            if self._absent is not None:
+                patches = patches[~torch.isin(patches, self._absent)]
+            features = self.features(patches[subsample(len(patches), LIMIT, seed)])
+            self.require_finite()
             self._manifold = self.fitted = self._fit(features, seed)
         return self._manifold
 

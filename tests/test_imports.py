@@ -19,7 +19,7 @@ MODULES = {
 # Every unit may import units of earlier rows, and its own files. DESIGN.md section 4, one row finer.
 ROWS = (
     ("errors",),
-    ("rng", "timing", "grid", "config", "memory", "cache", "atomic", "lock"),
+    ("rng", "timing", "grid", "config", "memory", "cache", "atomic", "lock", "cluster"),
     ("ops", "frame", "metrics", "images", "statistics"),
     ("ledger",),
     ("data", "models", "manifold", "convolution"),
@@ -32,7 +32,7 @@ ROWS = (
     ("train", "record", "control", "footprint"),
     ("preparation", "tracking"),
     ("learner",),
-    ("experiment", "report", "progress", "doctor", "annotate", "cluster", "integrations"),
+    ("experiment", "report", "progress", "doctor", "annotate", "integrations"),
     ("compare", "sweep", "trust"),
     ("commands", "research"),
     ("cli",),

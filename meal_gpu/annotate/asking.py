@@ -9,11 +9,10 @@ import torch
 
 from meal_gpu import atomic, lock, strategies
 from meal_gpu.acquisition import Query, query
-from meal_gpu.adapters import adapt
 from meal_gpu.annotate.asked import Asked, Box, Item, Pixels, read_mask
 from meal_gpu.annotate.budget import packed
 from meal_gpu.annotate.cost import Totals
-from meal_gpu.annotate.kept import Kept, coverage
+from meal_gpu.annotate.kept import Kept, Shards, coverage
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.annotate.plot import plot
 from meal_gpu.annotate.pool import (
@@ -21,29 +20,31 @@ from meal_gpu.annotate.pool import (
     feature_space,
     frame_size,
     in_order,
-    known_or_computed,
     open_ledger,
     usable,
     validity,
+    write_quarantine,
 )
+from meal_gpu.annotate.shards import Applied, Cluster, Pass, columns_of, scored_pool
 from meal_gpu.checkpoint import fingerprint
 from meal_gpu.errors import ConfigError, InputError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_listing
-from meal_gpu.images.probing import ON_BAD
+from meal_gpu.images.probing import ON_BAD, Problem
 from meal_gpu.images.sources import Images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
-from meal_gpu.pool import ScoredPool, Settings
+from meal_gpu.pool import SHARED, ScoredPool, Settings
 from meal_gpu.prediction import patch_predictions
 from meal_gpu.scoring import ImageSet
-from meal_gpu.windowed import windowed
 
 _AT_ONCE = 32  # patches whose cost is estimated together
+# Strategies and measures of passes other than that by entropy
+_HERE = {"margin", "least-confidence", "mc-entropy", "bald", "ensemble", "equal"}
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,24 @@ class Report:
 
 def ask(
     images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage,
-    members: Sequence[torch.nn.Module] = (),
+    members: Sequence[torch.nn.Module] = (), cluster: Cluster | None = None,
 ) -> Report:  # fmt: skip
     """Score what is new, choose within the budget, write the ledger, then the query folder `out`.
 
-    `members` are further networks of an ensemble.
+    `members` are further networks of an ensemble. With a `cluster` its processes score; `model` is what they
+    build, and chooses here.
 
     Raises:
         MealGpuError: as `acquisition.acquire`; and a RunError where `out` is not empty, or another process
             works on the ledger.
     """
     with lock.of_ledger(ledger_path):
-        return _ask(images, model, ledger_path, out, plan, stage, members)
+        return _ask(images, model, ledger_path, out, plan, stage, members, cluster)
 
 
 def _ask(
     images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage,
-    members: Sequence[torch.nn.Module] = (),
+    members: Sequence[torch.nn.Module] = (), cluster: Cluster | None = None,
 ) -> Report:  # fmt: skip
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is not empty: a query of its own lies in every folder; name another --out")
@@ -91,63 +93,70 @@ def _ask(
         )
     if strategies.takes_members(plan.strategy, plan.measure) and not members:
         raise ConfigError("an ensemble has members: give the other networks' weights as --member, once each")
+    if cluster is not None and (local := {plan.strategy, plan.measure} & _HERE):
+        raise ConfigError(
+            f"{sorted(local)[0]!r} takes passes that a cluster does not do yet; leave out --cluster, or name "
+            "another strategy or measure"
+        )
     if plan.on_bad not in ON_BAD:
         raise ConfigError(f"on_bad is {plan.on_bad!r}; known: {', '.join(ON_BAD)}")
     if plan.precision not in ("auto", *PRECISIONS):
         raise ConfigError(f"precision is {plan.precision!r}; known: auto, {', '.join(PRECISIONS)}")
     device = device_named(plan.device)
-    listing = usable(list_images(images), ledger_path, plan.on_bad, stage)
+    listing, problems = usable(list_images(images), ledger_path, plan.on_bad, stage)
+    write_quarantine(ledger_path, problems, stage)
     ledger, added = open_ledger(ledger_path, listing, plan)
     listing = in_order(listing, ledger.names, ledger_path)
     native = frame_size(listing.files[0])
     working = (ledger.grid.height, ledger.grid.width)
 
-    def applied_to(given: Network | torch.nn.Module) -> Network:
-        placed = given.to(device) if isinstance(given, torch.nn.Module) else given
-        found = adapt(placed, layer=plan.layer)
-        return found if plan.window is None else windowed(found, working, plan.window, plan.overlap)
-
-    network, others = applied_to(model), [applied_to(member) for member in members]
-    precision = default_precision(device) if plan.precision == "auto" else plan.precision
+    applied = Applied(plan.layer, working, plan.window, plan.overlap)
+    network, *others = (applied.network(one, device) for one in (model, *members))
+    # On a cluster only the frames of candidates and of the query are decoded here
+    share = plan.pool_share if cluster is None else 0
     with stage("load frames", len(listing.names)) as advance:
-        source = open_listing(listing, device, size=working, share=plan.pool_share, progress=advance)
-    implementation = select_for(device, plan.ops)
+        source = open_listing(listing, device, size=working, share=share, progress=advance)
     valid, invalid = validity(plan.valid, ledger.grid, native, len(listing.names))
-    applied = (working, plan.grid, plan.window, plan.overlap, plan.layer, plan.features)
+    work = Pass(
+        ledger.grid, native, columns_of(plan.features == SHARED, needs),
+        default_precision(device) if plan.precision == "auto" else plan.precision,
+        select_for(device, plan.ops).name, 1.0 if plan.temperature is None else plan.temperature,
+        None if plan.classes is None else len(plan.classes), valid,
+    )  # fmt: skip
+    described = (working, plan.grid, plan.window, plan.overlap, plan.layer, plan.features)
     mask = None if valid is None else valid.numpy().tobytes()
-    temperature = 1.0 if plan.temperature is None else plan.temperature
-    scaled = () if temperature == 1 else (temperature,)
-    key = fingerprint(model, *applied, precision, implementation.name, mask, *scaled)
-    kept = Kept(ledger_path, key, feature_space(model, applied))
-
-    def image_set(of: Images) -> ImageSet:
-        classes = None if plan.classes is None else len(plan.classes)
-        return ImageSet(of, implementation, precision=precision, classes=classes)
-
+    scaled = () if work.temperature == 1 else (work.temperature,)
+    fingerprinted = (*described, work.precision, work.ops, mask, *scaled)
+    key = fingerprint(model, *fingerprinted)
+    kept = Kept(ledger_path, feature_space(model, described))
     manifold = kept.manifold()
-    fits = strategies.get(plan.strategy).manifold and manifold is None
-    scored, fresh = known_or_computed(
-        image_set,
+    shards = Shards(plan.cache or str(kept.folder), key)
+    scored, fresh, failed = scored_pool(
+        work,
+        listing,
         source,
         network,
-        ledger.grid,
-        listing,
-        kept,
-        valid,
-        plan.features,
-        fits,
+        shards,
+        applied,
+        key,
+        fingerprinted,
+        plan.on_bad,
         stage,
-        temperature,
+        plan.shard,
+        cluster,
     )
-    excluded, step = _excluded(plan.exclude, ledger, invalid)
+    problems += [Problem(Path(listing.files[row]), why) for row, why in sorted(failed.items())]
+    write_quarantine(ledger_path, problems, stage)
+    absent = _patches_of(sorted(failed), ledger.grid)
+    excluded, step = _excluded(plan.exclude, ledger, torch.cat([invalid, absent]))
     count, n = _count(plan, ledger, excluded)
     settings = Settings(
         max(plan.candidates, n), plan.features, plan.seed, step, measure=plan.measure, passes=plan.passes,
-        temperature=temperature,
+        temperature=work.temperature,
     )  # fmt: skip
     pool = ScoredPool(
-        image_set(source), network, ledger, n, settings, manifold, excluded=excluded, scored=scored,
-        everything=scored.features, needs=needs, valid=valid, members=others,
+        work.image_set(source, listing.names), network, ledger, n, settings, manifold, excluded=excluded,
+        scored=scored, absent=absent, needs=needs, valid=valid, members=others,
     )  # fmt: skip
     with stage("choose", 1) as advance:
         chosen = query(pool, plan.strategy, ledger)
@@ -162,7 +171,7 @@ def _ask(
     number = 0
     while number == len(items) < len(order):  # what lies beyond the budget need not be predicted
         part = order[len(items) :][: len(order) if count is not None else max(_AT_ONCE, len(items))]
-        more = _items(chosen, part, ledger, listing, native, source, image_set, network, plan, stage)
+        more = _items(chosen, part, ledger, listing, native, source, work.image_set, network, plan, stage)
         items, masks = items + more[0], masks + more[1]
         totals = plan.cost.totals(items)
         number = len(items) if count is not None else plan.budget.cut(totals)
@@ -179,12 +188,19 @@ def _ask(
         asked, added, fresh, len(ledger), plan.cost.totals(items[:number]),
         _coverage(chosen, order[:number]), count is None and number == len(order),
     )  # fmt: skip
-    ledger.set_scores(scored.scores)
+    scores = scored.scores.clone()
+    scores[absent] = torch.nan
+    ledger.set_scores(scores)
     if chosen.candidates is not None:
         ledger.set_embedding(*chosen.candidates)
     ledger.write(ledger_path)  # first: a query whose ledger does not have its frames could not come back
     _write(report, masks[:number], out)
     return report
+
+
+def _patches_of(images: list[int], grid: Grid) -> torch.Tensor:
+    first = torch.tensor(images, dtype=torch.int64)[:, None] * grid.patches_per_image
+    return (first + torch.arange(grid.patches_per_image)).flatten()
 
 
 def _excluded(queries: Sequence[Path], ledger: Ledger, invalid: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -1,75 +1,157 @@
-"""What is known of a pool from earlier queries, beside its ledger: scores, features, the manifold.
+"""What is known of a pool from earlier queries, beside its ledger: what passes found, and the manifold.
 
-Scores and features are keyed by the fingerprint of the model (its weights and how it is applied) and by the
+What a pass finds is keyed by the fingerprint of the model (its weights and how it is applied) and by the
 stamp of each file, so that a new frame, a changed frame or another model is computed, and nothing else is.
 """
 
-from collections.abc import Sequence
+import hashlib
+import io
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from meal_gpu import atomic
 from meal_gpu.errors import RunError
+from meal_gpu.images.listing import Listing, filesystem, is_url
 from meal_gpu.manifold import Manifold
+
+Tensors = dict[str, torch.Tensor]
 
 
 class Kept:
     """The folder `pool.cache` of a ledger `pool.parquet`; deleting it costs time only."""
 
-    def __init__(self, ledger: Path, fingerprint: str, space: str) -> None:
+    def __init__(self, ledger: Path, space: str) -> None:
         self.folder = ledger.with_suffix(".cache")
-        self._path = self.folder / f"{fingerprint[:16]}.safetensors"
         self._manifold = self.folder / f"manifold-{space[:16]}.safetensors"
-
-    def read(
-        self, names: Sequence[str], stamps: Sequence[str]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """-> known images [N] bool, and of these "scores" [K, P] and perhaps "features" [K, P, D]."""
-        try:
-            tensors = load_file(self._path)
-            keys = pd.read_parquet(self._keys())
-            if any(len(values) != len(keys) for values in tensors.values()):
-                raise ValueError
-        except (OSError, ValueError, KeyError, SafetensorError):
-            return torch.zeros(len(names), dtype=torch.bool), {}
-        row = {key: i for i, key in enumerate(zip(keys["name"], keys["stamp"], strict=True))}
-        found = [row.get(key, -1) for key in zip(names, stamps, strict=True)]
-        rows = torch.tensor(found, dtype=torch.int64)
-        return rows >= 0, {name: values[rows[rows >= 0]] for name, values in tensors.items()}
-
-    def write(self, names: Sequence[str], stamps: Sequence[str], tensors: dict[str, torch.Tensor]) -> None:
-        """Keep "scores" [N, P], and perhaps "features" [N, P, D], of all images."""
-        try:
-            self.folder.mkdir(exist_ok=True)
-            with atomic.writing(self._keys()) as aside:
-                pd.DataFrame({"name": list(names), "stamp": list(stamps)}).to_parquet(aside, index=False)
-            with atomic.writing(self._path) as aside:
-                save_file({name: values.cpu().contiguous() for name, values in tensors.items()}, aside)
-        except (OSError, SafetensorError) as error:
-            raise self._unwritten(error) from error
-
-    def _unwritten(self, error: Exception) -> RunError:
-        return RunError(f"{self.folder}: the cache cannot be written: {error}; free some room")
-
-    def _keys(self) -> Path:
-        return self._path.with_suffix(".parquet")
 
     def manifold(self) -> Manifold | None:
         """Φ, where an earlier query of this pool fitted it to features of this space."""
         return Manifold.load(self._manifold) if self._manifold.is_file() else None
 
     def write_manifold(self, manifold: Manifold) -> None:
+        """Raises RunError where it cannot be written."""
         try:
             self.folder.mkdir(exist_ok=True)
             with atomic.writing(self._manifold) as aside:
                 manifold.save(aside)
         except (OSError, SafetensorError) as error:
-            raise self._unwritten(error) from error
+            raise _unwritten(str(self.folder), error) from error
+
+
+class Shards:
+    """What passes of one model found, in Parquet files of some frames each: a row is a frame.
+
+    Columns are `name`, `stamp` and lists of numbers, one for each patch, or D or C for each.
+
+    Args:
+        place: a folder, or a URL that fsspec opens, that all processes reach.
+        fingerprint: of the model and how it is applied.
+    """
+
+    def __init__(self, place: str, fingerprint: str) -> None:
+        self.place = place.rstrip("/")
+        self._key = fingerprint[:16]
+
+    def read(self, frames: Listing, columns: Sequence[str]) -> tuple[torch.Tensor, Tensors]:
+        """-> known frames [N] bool, and what is known of these, [K, P, ...] for each of the `columns`.
+
+        Files that are damaged count as not there.
+        """
+        where: dict[tuple[str, str], tuple[int, int]] = {}
+        parts: list[Tensors] = []
+        for table in self._tables():
+            try:
+                part = {name: _tensor(table, name) for name in columns}
+                keys = zip(table["name"].to_pylist(), table["stamp"].to_pylist(), strict=True)
+            except (KeyError, ValueError, pa.ArrowException):
+                continue
+            where |= {key: (len(parts), row) for row, key in enumerate(keys)}
+            parts.append(part)
+        found = [where.get(key, (-1, -1)) for key in zip(frames.names, frames.stamps, strict=True)]
+        places = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
+        known = places[:, 0] >= 0
+        if not known.any():
+            return known, {}
+        starts = torch.tensor([0, *(len(next(iter(part.values()))) for part in parts)]).cumsum(0)
+        rows = (starts[places[:, 0]] + places[:, 1])[known]
+        return known, {name: torch.cat([part[name] for part in parts])[rows] for name in columns}
+
+    def write(self, frames: Listing, found: Mapping[str, torch.Tensor]) -> None:
+        """Keep what a pass found of the frames, [K, P, ...] each: whole or not at all.
+
+        Raises:
+            RunError: the place cannot be written.
+        """
+        columns: dict[str, pa.Array] = {"name": pa.array(frames.names), "stamp": pa.array(frames.stamps)}
+        for name, values in found.items():
+            flat = values.reshape(len(values), -1).cpu().numpy()
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+        shapes = {name: ",".join(map(str, values.shape[1:])) for name, values in found.items()}
+        table = pa.table(columns).replace_schema_metadata(shapes)
+        key = hashlib.sha256(repr((frames.names, frames.stamps, sorted(found))).encode()).hexdigest()[:16]
+        try:
+            self._put(f"{self._key}-{key}.parquet", table)
+        except Exception as error:  # each file system has errors of its own
+            raise _unwritten(self.place, error) from error
+
+    def clean(self) -> None:
+        """Remove what killed processes left half-written."""
+        if not is_url(self.place):
+            for leftover in Path(self.place).glob(".partial-*.parquet"):
+                leftover.unlink(missing_ok=True)
+
+    def _put(self, name: str, table: pa.Table) -> None:
+        if is_url(self.place):
+            system, path = filesystem(self.place)
+            content = io.BytesIO()
+            pq.write_table(table, content)
+            system.makedirs(path, exist_ok=True)
+            system.pipe_file(f"{path}/{name}", content.getvalue())
+            return
+        folder = Path(self.place)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A worker that was given up for lost may be at the same file
+        with atomic.writing(folder / name, by=f"{socket.gethostname()}-{os.getpid()}-") as aside:
+            pq.write_table(table, aside)
+
+    def _tables(self) -> Iterator[pa.Table]:
+        for opened in self._files():
+            try:
+                with opened as file, pq.ParquetFile(file) as parquet:
+                    yield parquet.read()
+            except (OSError, pa.ArrowException):
+                continue
+
+    def _files(self) -> Iterator[Any]:
+        pattern = f"{self._key}-*.parquet"
+        if is_url(self.place):
+            system, path = filesystem(self.place)
+            system.invalidate_cache()
+            for name in sorted(system.glob(f"{path}/{pattern}")):
+                yield system.open(name, "rb")
+            return
+        for file in sorted(Path(self.place).glob(pattern)):
+            yield file.open("rb")
+
+
+def _tensor(table: pa.Table, name: str) -> torch.Tensor:
+    shape = [int(side) for side in table.schema.metadata[name.encode()].decode().split(",")]
+    values = table[name].combine_chunks()
+    flat = values.flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(np.array(flat).reshape(table.num_rows, *shape))
+
+
+def _unwritten(place: str, error: Exception) -> RunError:
+    return RunError(f"{place}: the cache cannot be written: {error}; free some room")
 
 
 def coverage(embedding: np.ndarray, chosen: np.ndarray) -> np.ndarray:

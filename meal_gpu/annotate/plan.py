@@ -37,3 +37,5 @@ class Plan:
     ops: str = "auto"
     pool_share: float = SHARE
     on_bad: str = "stop"
+    shard: int = 256  # frames that are scored and kept together
+    cache: str | None = None  # place of what is known of the pool; None: beside its ledger

@@ -11,18 +11,14 @@ from PIL import Image
 
 from meal_gpu import atomic
 from meal_gpu.annotate.asked import read_frame, read_mask
-from meal_gpu.annotate.kept import Kept
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, is_url
-from meal_gpu.images.probing import first_size, probe, quarantine, refusal
-from meal_gpu.images.sources import Images, Part
+from meal_gpu.images.probing import Problem, first_size, probe, quarantine, refusal
 from meal_gpu.ledger import Ledger
-from meal_gpu.models import Network
-from meal_gpu.pool import SHARED
-from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
+from meal_gpu.scoring import Advance
 
 Stage = Callable[[str, int], AbstractContextManager[Advance]]
 
@@ -39,8 +35,8 @@ def frame_size(file: str) -> Size:
     return read_frame(file, None).shape[:2]
 
 
-def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> Listing:
-    """The listing without new local frames that cannot be used; these are listed in `pool.quarantine.csv`.
+def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> tuple[Listing, list[Problem]]:
+    """The listing without new local frames that cannot be used, and these; see `write_quarantine`.
 
     They do not enter the ledger, and are looked at again in every query. Frames of the ledger are not looked
     at: without one of them the patches' numbers would be others.
@@ -55,17 +51,28 @@ def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> Listing
     size = first_size([Path(listing.files[i]) for i in local if listing.names[i] in known])
     with stage("check frames", len(paths)) as advance:
         problems = probe(paths, size, deep=on_bad == "skip", progress=advance)
-    target = ledger.with_suffix(".quarantine.csv")
     if not problems:
-        if target.exists():
-            target.unlink()
-        return listing
+        return listing, []
     if on_bad == "stop":
         raise refusal(problems, "--on-bad skip goes on without them")
     bad = {str(problem.path) for problem in problems}
     kept = [i for i, file in enumerate(listing.files) if file not in bad]
     if not kept:
         raise refusal(problems, f"none of the {len(listing.files)} frames can be used")
+    return Listing(*(tuple(column[i] for i in kept) for column in listing)), problems
+
+
+def write_quarantine(ledger: Path, problems: Sequence[Problem], stage: Stage) -> None:
+    """List frames that are left out in `pool.quarantine.csv`; without any there is no such file.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    target = ledger.with_suffix(".quarantine.csv")
+    if not problems:
+        if target.exists():
+            target.unlink()
+        return
     try:
         with atomic.writing(target) as aside:
             aside.write_text(quarantine(problems), encoding="utf-8")
@@ -75,7 +82,6 @@ def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> Listing
         ) from error
     with stage(f"left out: {len(problems)} frames, see {target}", 1) as advance:
         advance(1)
-    return Listing(*(tuple(column[i] for i in kept) for column in listing))
 
 
 def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:
@@ -129,58 +135,3 @@ def validity(
         raise DataError(f"{path}: less than half of every patch is valid (above 0); nothing could be asked")
     base = np.arange(images)[:, None] * grid.patches_per_image
     return valid, torch.from_numpy((base + bad).ravel())
-
-
-def known_or_computed(
-    image_set: Callable[[Images], ImageSet], source: Images, network: Network, grid: Grid, listing: Listing,
-    kept: Kept, valid: torch.Tensor | None, features_of: str, fits: bool, stage: Stage,
-    temperature: float = 1.0,
-) -> tuple[Scored, int]:  # fmt: skip
-    """Scores of the pool, its features where Φ is to be fitted or they are shared, and how many were new."""
-    known, tensors = kept.read(listing.names, listing.stamps)
-    shared = features_of == SHARED
-    new = (~known).nonzero().flatten()
-    described = "features" in tensors
-    describe = shared or fits or (described and not len(new))
-    lacking = new if described else torch.arange(len(known))  # images without features
-    passing = lacking if shared else new
-    per_image = grid.patches_per_image
-    scores = torch.empty((len(known), per_image))
-    if "scores" in tensors:
-        scores[known] = tensors["scores"]
-    computed: torch.Tensor | None = None
-    if len(passing):
-        with stage("score frames", len(passing)) as advance:
-            where = None if valid is None else valid.to(source.device)
-            found = score_pool(
-                image_set(Part(source, passing)),
-                network,
-                grid,
-                temperature=temperature,
-                features=shared,
-                valid=where,
-                advance=advance,
-            )
-        require_finite(found.scores, grid, tuple(listing.names[i] for i in passing))
-        scores[passing] = found.scores.view(-1, per_image).cpu()
-        computed = found.features
-    features: torch.Tensor | None = None
-    if describe:
-        if not shared and len(lacking):
-            patches = (lacking[:, None] * per_image + torch.arange(per_image)).flatten()
-            with stage("describe patches", len(patches)) as advance:
-                computed = patch_features(image_set(source), patches, network, grid, advance)
-        width = tensors["features"].shape[2] if described else computed.shape[1]  # type: ignore[union-attr]
-        features = torch.empty((len(known), per_image, width))
-        if described:
-            features[known] = tensors["features"]
-        if computed is not None:
-            features[lacking] = computed.view(-1, per_image, width).cpu()
-    if len(passing) or (describe and not described):
-        kept.write(
-            listing.names,
-            listing.stamps,
-            {"scores": scores} | ({} if features is None else {"features": features}),
-        )
-    everything = None if features is None else features.flatten(0, 1).to(source.device)
-    return Scored(scores.flatten().to(source.device), everything), len(new)

@@ -50,10 +50,10 @@ class Remote:
         with tempfile.TemporaryDirectory(prefix="meal-gpu-") as folder:
             part = _fetched(self._files[:1], Path(folder))
             try:
-                self._native = image_size(part.paths[0])
+                self.native = image_size(part.paths[0])
             except DataError as error:
                 raise part.named(error) from error
-        self.size = size or self._native
+        self.size = size or self.native
 
     def __len__(self) -> int:
         return len(self._files)
@@ -84,7 +84,7 @@ class Remote:
 
     def _decoded(self, part: "_Fetched", batch_size: int) -> Iterator[torch.Tensor]:
         together = min(at_once(batch_size), len(part.paths))
-        loader = Loader(part.paths, self.size, device=self.device, batch_size=together, native=self._native)
+        loader = Loader(part.paths, self.size, device=self.device, batch_size=together, native=self.native)
         decoded = iter(loader)
         while True:
             try:

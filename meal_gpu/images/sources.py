@@ -143,8 +143,8 @@ class Streamed:
         if not paths:
             raise DataError("no images to load")
         self._paths = tuple(paths)
-        self._native = image_size(self._paths[0])
-        self.size = size or self._native
+        self.native = image_size(self._paths[0])
+        self.size = size or self.native
         self.device = device
 
     def __len__(self) -> int:
@@ -153,7 +153,7 @@ class Streamed:
     def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         paths = self._paths if of is None else [self._paths[number] for number in of.tolist()]
         together = min(at_once(batch_size), len(paths))
-        loader = Loader(paths, self.size, device=self.device, batch_size=together, native=self._native)
+        loader = Loader(paths, self.size, device=self.device, batch_size=together, native=self.native)
         return (batch for decoded in loader for batch in torch.split(decoded, batch_size))
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -150,7 +151,8 @@ class Watch:
             self.reach(f"half of {name}", Path(path))  # about to be synced
 
     def reach(self, event: str, half: Path | None = None) -> None:
-        event = re.sub(r"[0-9a-f]{16}", "KEY", event.replace(".partial-", "~"))
+        event = event.replace(".partial-", "~").replace(f"{socket.gethostname()}-{os.getpid()}-", "")
+        event = re.sub(r"[0-9a-f]{16}", "KEY", event)
         event = re.sub(r"\d+\.png", "N.png", event)
         self._times[event] += 1
         event = f"{event} #{self._times[event]}"

@@ -1,0 +1,271 @@
+"""Passes over a pool in shards of some frames: here, or in the processes of a cluster.
+
+A shard is opened, batched and written the same way wherever that happens, so that a query's bytes say nothing
+of the number of processes, nor of which was done first.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from meal_gpu import checkpoint
+from meal_gpu.adapters import adapt
+from meal_gpu.annotate.kept import Shards, Tensors
+from meal_gpu.cluster import Run
+from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, RunError, UnavailableError
+from meal_gpu.grid import Grid
+from meal_gpu.images.headers import Size
+from meal_gpu.images.listing import Listing
+from meal_gpu.images.opening import open_listing
+from meal_gpu.images.sources import Images, Part
+from meal_gpu.models import Network
+from meal_gpu.ops import PatchClasses, select_for
+from meal_gpu.scoring import Advance, ImageSet, Scored, require_finite, score_pool
+from meal_gpu.windowed import windowed
+
+_OURS = (ConfigError, InputError, UnavailableError)  # say nothing of a single frame
+Failed = dict[int, str]
+"""Frames that the model cannot be applied to, and why."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is asked of every frame, in any process. `columns` are of "scores", "features" (shared),
+    "probabilities", "counts" and "boundary"; `native` is the size of the files.
+    """
+
+    grid: Grid
+    native: Size
+    columns: tuple[str, ...]
+    precision: str
+    ops: str
+    temperature: float = 1.0
+    classes: int | None = None
+    valid: torch.Tensor | None = None
+
+    def image_set(self, images: Images, names: tuple[str, ...] | None = None) -> ImageSet:
+        chosen = select_for(images.device, self.ops)
+        return ImageSet(images, chosen, precision=self.precision, names=names, classes=self.classes)
+
+    def over(self, images: Images, names: tuple[str, ...], network: Network, advance: Advance) -> Tensors:
+        """-> [N, P, ...] on the CPU for each of the columns. Raises MealGpuError, naming an image."""
+        found = score_pool(
+            self.image_set(images, names), network, self.grid, temperature=self.temperature,
+            features="features" in self.columns, classes="counts" in self.columns,
+            boundary="boundary" in self.columns, advance=advance,
+            valid=None if self.valid is None else self.valid.to(images.device),
+        )  # fmt: skip
+        require_finite(found.scores, self.grid, names)
+        if found.features is not None:
+            require_finite(found.features.sum(dim=1), self.grid, names)
+        values = found._asdict() | (found.classes._asdict() if found.classes is not None else {})
+        return {name: values[name].unflatten(0, (len(names), -1)).cpu() for name in self.columns}
+
+    def each(
+        self, images: Images, names: tuple[str, ...], network: Network, advance: Advance
+    ) -> tuple[list[int], Tensors, Failed]:
+        """As `over`; where that fails, frame by frame: those with which it does not, what it finds of these,
+        and why it fails with the others.
+
+        Raises:
+            MealGpuError: it fails with every one of several frames.
+        """
+        everything = list(range(len(names)))
+        try:
+            return everything, self.over(images, names, network, lambda _: None), {}
+        except _OURS:
+            raise
+        except MealGpuError as error:
+            first = error
+        parts: dict[int, Tensors] = {}
+        failed: Failed = {}
+        for row in everything:
+            try:
+                one = Part(images, torch.tensor([row]))
+                parts[row] = self.over(one, names[row : row + 1], network, lambda _: None)
+            except _OURS:
+                raise
+            except MealGpuError as error:
+                failed[row] = str(error)
+        if not parts and len(names) > 1:
+            raise MealGpuError(f"{first}; and with every other of {len(names)} frames")
+        found = {name: torch.cat([part[name] for part in parts.values()]) for name in self.columns if parts}
+        return list(parts), found, failed
+
+
+def columns_of(shared: bool, needs: tuple[str, ...]) -> tuple[str, ...]:
+    """What a strategy's `needs` are called in a table."""
+    classes = ("probabilities", "counts") if "classes" in needs else ()
+    return ("scores", *(("features",) if shared else ()), *classes, *(n for n in needs if n == "boundary"))
+
+
+@dataclass(frozen=True)
+class Applied:
+    """How: `layer` gives features, a `window` slides over frames of `size` with `overlap`."""
+
+    layer: str | None
+    size: Size
+    window: Size | None
+    overlap: float
+
+    def network(self, model: Network | nn.Module, device: torch.device) -> Network:
+        placed = model.to(device) if isinstance(model, nn.Module) else model
+        found = adapt(placed, layer=self.layer)
+        return found if self.window is None else windowed(found, self.size, self.window, self.overlap)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Processes that score: `run` gives them shards, and `model`, `arguments` and `weights`, as `acquire`
+    takes them, say how each builds the network. `place` is where all of them write.
+    """
+
+    run: Run[Listing, Failed | MealGpuError]
+    model: str
+    arguments: Mapping[str, Any]
+    weights: Path | None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """A pass that another process can do."""
+
+    model: str
+    arguments: Mapping[str, Any]
+    weights: Path | None
+    applied: Applied
+    work: Pass
+    device: str
+    place: str
+    key: str
+    fingerprinted: tuple[object, ...]
+    on_bad: str
+    threads: int
+
+
+_built: dict[str, Network] = {}  # of this process: the model of the cluster's work at hand
+
+
+def _network(recipe: _Recipe) -> Network:
+    if recipe.key not in _built:
+        _built.clear()
+        torch.set_num_threads(recipe.threads)  # sums are split by it, and so are rounded by it
+        model = checkpoint.build(recipe.model, recipe.arguments)
+        if recipe.weights is not None and isinstance(model, nn.Module):
+            checkpoint.load_weights(model, recipe.weights)
+        if checkpoint.fingerprint(model, *recipe.fingerprinted) != recipe.key:
+            raise RunError(
+                f"{recipe.model}: a worker builds another network than this process: other weights in "
+                f"{recipe.weights}, other code, or a factory that draws without a seed"
+            )
+        _built[recipe.key] = recipe.applied.network(model, torch.device(recipe.device))
+    return _built[recipe.key]
+
+
+def _there(recipe: _Recipe, shard: Listing) -> Failed | MealGpuError:
+    """Score a shard and write it, in a process of a cluster; our errors are given back, not logged there."""
+    try:
+        return _scored_there(recipe, shard)
+    except MealGpuError as error:
+        return error
+
+
+def _scored_there(recipe: _Recipe, shard: Listing) -> Failed:
+    network = _network(recipe)
+    images = open_listing(shard, torch.device(recipe.device), size=recipe.applied.size, share=0)
+    native = getattr(images, "native", recipe.work.native)
+    if native != recipe.work.native:
+        raise DataError(
+            f"{shard.names[0]}: {native[0]}×{native[1]} pixels found, the pool's frames have "
+            f"{recipe.work.native[0]}×{recipe.work.native[1]}"
+        )
+    return _scored(recipe.work, images, shard, network, Shards(recipe.place, recipe.key), recipe.on_bad)
+
+
+def _scored(
+    work: Pass, images: Images, shard: Listing, network: Network, shards: Shards, on_bad: str,
+    advance: Advance = lambda _: None,
+) -> Failed:  # fmt: skip
+    if on_bad == "stop":
+        shards.write(shard, work.over(images, shard.names, network, advance))
+        return {}
+    rows, found, failed = work.each(images, shard.names, network, advance)
+    if rows:
+        shards.write(Listing(*(tuple(column[row] for row in rows) for column in shard)), found)
+    advance(len(shard.names))
+    return failed
+
+
+class Outcome(NamedTuple):
+    """What is known of all frames, how many were scored now, and those that the model fails with."""
+
+    scored: Scored
+    fresh: int
+    failed: Failed
+
+
+def scored_pool(
+    work: Pass, listing: Listing, images: Images, network: Network, shards: Shards, applied: Applied,
+    key: str, fingerprinted: tuple[object, ...], on_bad: str, stage: Callable[[str, int], Any], size: int,
+    cluster: Cluster | None = None,
+) -> Outcome:  # fmt: skip
+    """Score the frames that `shards` does not know, `size` at a time, into it; those that fail are 0.
+
+    Raises:
+        MealGpuError: the model fails with a frame, which is named, and `on_bad` is "stop"; or with all.
+        RunError: the shards cannot be written, or were written where they cannot be read.
+    """
+    known, tensors = shards.read(listing, work.columns)
+    new = (~known).nonzero().flatten()
+    if len(new):
+        failed: Failed = {}
+        parts = [part.tolist() for part in torch.split(new, size)]
+        listed = [Listing(*(tuple(column[row] for row in part) for column in listing)) for part in parts]
+        with stage("score frames", len(new)) as advance:
+            if cluster is None:
+                for part, shard in zip(parts, listed, strict=True):
+                    source = Part(images, torch.tensor(part))
+                    found = _scored(work, source, shard, network, shards, on_bad, advance)
+                    failed |= {part[row]: why for row, why in found.items()}
+            else:
+                recipe = _Recipe(
+                    cluster.model, cluster.arguments, cluster.weights and cluster.weights.absolute(), applied,
+                    work, str(images.device), shards.place, key, fingerprinted, on_bad,
+                    torch.get_num_threads(),
+                )  # fmt: skip
+                for number, there in cluster.run(partial(_there, recipe), listed):
+                    if isinstance(there, MealGpuError):
+                        raise there
+                    failed |= {parts[number][row]: why for row, why in there.items()}
+                    advance(len(parts[number]))
+        known, tensors = shards.read(listing, work.columns)
+        lost = [row for row in (~known).nonzero().flatten().tolist() if row not in failed]
+        if lost:
+            raise RunError(
+                f"{listing.names[lost[0]]}: scored by a worker, but not found in {shards.place} ({len(lost)} "
+                "such frames); --cache must name a place that all machines reach"
+            )
+        if not tensors:
+            raise MealGpuError(f"none of {len(known)} frames can be scored, first: {failed[min(failed)]}")
+    else:
+        failed = {}
+    shards.clean()
+
+    def column(name: str) -> torch.Tensor | None:
+        if name not in tensors:
+            return None
+        whole = tensors[name]
+        if failed:
+            whole = torch.zeros((len(known), *tensors[name].shape[1:]), dtype=tensors[name].dtype)
+            whole[known] = tensors[name]
+        return whole.flatten(0, 1).to(images.device)
+
+    scores, probabilities, counts = column("scores"), column("probabilities"), column("counts")
+    assert scores is not None
+    classes = None if probabilities is None or counts is None else PatchClasses(probabilities, counts)
+    return Outcome(Scored(scores, column("features"), classes, column("boundary")), len(new), failed)
