@@ -15,6 +15,9 @@ PLOTS = {device: ROOT / "docs" / f"bench-{device}.svg" for device in RESULTS}
 STAGES = ("load", "network", "entropy", "features", "select", "fit", "transform", "choose")
 
 
+LARGE = "large pool"  # cases of bench_scale.py, which docs/SCALE.md shows
+
+
 def committed() -> dict[str, Rows]:
     """The rows by device, of those that were measured."""
     found = {
@@ -36,6 +39,7 @@ def section(found: dict[str, Rows]) -> str:
 
 
 def _device(device: str, rows: Rows) -> str:
+    rows = [row for row in rows if not row["case"].startswith(LARGE)]
     first = rows[0]
     limits = first["limits"]
     matrix = ", ".join(f"{rate / 1e12:.2f} TFLOP/s in {name}" for name, rate in limits["matrix"].items())

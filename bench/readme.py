@@ -2,8 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-from bench import performance
+from bench import harness, performance, results
 from bench.plot import draw
 from meal_gpu import compare, report
 from meal_gpu.report import Run
@@ -13,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "runs" / "camvid-short"
 CAMVID = ("random", "entropy", "meal", "meal-ft")
 SWEEP = ROOT / "runs" / "synthetic-sweep"
+SCALE = ROOT / "docs" / "SCALE.md"
+SCALE_ROWS = [ROOT / "bench" / "results" / name for name in ("scale.jsonl", "gpu.jsonl")]
 PLOT = ROOT / "docs" / "camvid-short.svg"
 
 
@@ -28,6 +31,43 @@ def render(readme: str) -> str:
         readme, count = pattern.subn(lambda match, block=block: match[1] + block + match[2], readme)
         assert count == 1, f"the README has {count} blocks called {name}"
     return readme
+
+
+def render_scale(page: str) -> str:
+    """docs/SCALE.md with its table made anew."""
+    rows = [row for path in SCALE_ROWS if path.is_file() for row in harness.read(path)]
+    rows = [row for row in rows if row["case"].startswith(performance.LARGE)]
+    block = "\n\n".join(_large(group) for _, group in results.grouped(rows, lambda row: row["device"]))
+    pattern = re.compile(r"(<!-- large -->\n).*?(<!-- /large -->)", flags=re.DOTALL)
+    made, count = pattern.subn(lambda match: match[1] + block + "\n" + match[2], page)
+    assert count == 1
+    return made
+
+
+def _large(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    order = list(dict.fromkeys(row["case"] for row in rows))
+    rows = sorted(rows, key=lambda row: order.index(row["case"]))
+    for case, group in results.grouped(rows, lambda row: row["case"]):
+        grown = {growth.case: growth for growth in results.growth(group)}
+        for row in group:
+            peak = "–" if row["peak_bytes"] is None else results.size_of(row["peak_bytes"])
+            time, memory = "", ""
+            if row is group[-1] and case in grown:
+                time = f"{grown[case].time:.2f}"
+                memory = "–" if grown[case].memory is None else f"{grown[case].memory:.2f}"
+            lines.append([
+                case.removeprefix(f"{performance.LARGE}, "), results.sizes(row),
+                results.seconds(row["median"]), peak, time, memory,
+            ])  # fmt: skip
+    first = rows[0]
+    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    head = ["stage", "sizes", "time", "memory", "time ∝ n^", "memory ∝ n^"]
+    return (
+        f"{performance.markdown(head, lines, 'llrrrr')}\n\n{first['device']}, {first['threads']} threads, "
+        f"commit {commits}, {first['time'][:10]}: `{' '.join(first['command'])}`. Memory is what a call had "
+        "allocated at most beyond its inputs; one that is below 1 MiB says nothing of its growth.\n"
+    )
 
 
 def _camvid(runs: list[Run]) -> str:
@@ -85,7 +125,8 @@ def main() -> None:
     report.plot([RECORDS / name for name in CAMVID], PLOT)
     for device, rows in performance.committed().items():
         draw(rows, performance.PLOTS[device])
-    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, made in ((readme, render), (SCALE, render_scale)):
+        page.write_text(made(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import copy
 from collections import Counter
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ _POOLINGS = (
     "torchvision.models.segmentation.deeplabv3.ASPPPooling",
 )
 _OTHERS = (torch.float16, torch.bfloat16, torch.float64)
+_READY: WeakKeyDictionary[nn.Module, tuple[str, torch.device]] = WeakKeyDictionary()  # what was made here
 _WARM_UP = 3  # passes before a capture, in which libraries choose their algorithms
 
 
@@ -58,7 +60,7 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
     folded into it in float32 (Jacob et al. 2018, section 3.2), and the weights that autocast would cast in
     every pass are cast once. On the CPU, depthwise convolutions of a large dilation become `Phased`. A
     network that is no `nn.Module`, or cannot be copied, is put in eval mode and returned as it is. Weights in
-    half or double precision become float32.
+    half or double precision become float32. What this function made for the same is returned as it is.
 
     Args:
         device: where the model is, and will be called.
@@ -70,6 +72,8 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
         model.eval()
         return model
     require_place(model, device)
+    if _READY.get(model) == (precision, device):
+        return cast("Network", model)
     try:
         ready: Any = copy.deepcopy(model).eval().requires_grad_(False)
     except (RuntimeError, TypeError):  # tensors computed from parameters, locks, open files
@@ -84,6 +88,7 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
         for module in ready.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(PRECISIONS[precision])
+    _READY[ready] = (precision, device)
     network: Network = ready
     return network
 

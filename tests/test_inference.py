@@ -142,6 +142,14 @@ def test_only_relu_behind_a_folded_convolution_works_in_place() -> None:
     assert found == [True, True, False, False, False, False, False]
 
 
+def test_what_is_ready_is_not_made_again(model: Segmenter) -> None:
+    ready = for_inference(model, "bfloat16", CPU)
+    assert ready is not model
+    assert for_inference(ready, "bfloat16", CPU) is ready
+    assert for_inference(ready, "float32", CPU) is not ready
+    assert for_inference(model, "bfloat16", CPU) is not ready  # which may have been trained meanwhile
+
+
 def test_a_network_that_cannot_be_copied_serves_as_it_is() -> None:
     class Locked(nn.Module):
         def __init__(self) -> None:

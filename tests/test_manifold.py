@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.manifold import trustworthiness
 
 from meal_gpu.errors import InputError, RunError
-from meal_gpu.manifold import Manifold
+from meal_gpu.manifold import Manifold, subsample
 
 
 def clusters(rows: int, width: int = 16, seed: int = 0) -> torch.Tensor:
@@ -284,3 +286,22 @@ def test_without_a_seed_it_runs_in_parallel_and_is_as_good() -> None:
 def test_unknown_builds_are_named() -> None:
     with pytest.raises(InputError, match="unknown build 'kd-tree'; known: auto, exact, brute_force_knn"):
         Manifold.fit(torch.rand(60, 4), seed=0, build="kd-tree")
+
+
+@given(count=st.integers(1, 10_000), limit=st.integers(1, 300), seed=st.integers(0, 9))
+def test_a_subsample_has_one_row_of_every_stretch(count: int, limit: int, seed: int) -> None:
+    rows = subsample(count, limit, seed)
+    assert rows.dtype == torch.int64 and len(rows) == min(count, limit)
+    if count <= limit:
+        assert rows.tolist() == list(range(count))
+        return
+    edges = [stretch * count // limit for stretch in range(limit + 1)]
+    for row, low, high in zip(rows.tolist(), edges, edges[1:], strict=False):
+        assert low <= row < high
+    assert torch.equal(rows, subsample(count, limit, seed))
+
+
+def test_a_subsample_draws_all_rows_alike() -> None:
+    counts = sum(torch.bincount(subsample(40, 10, seed), minlength=40) for seed in range(2_000))
+    assert isinstance(counts, torch.Tensor)
+    assert int(counts.min()) > 430 and int(counts.max()) < 570  # of 500 ± 19

@@ -23,6 +23,7 @@ from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing
 from meal_gpu.images.opening import open_listing
 from meal_gpu.images.sources import Images, Part
+from meal_gpu.inference import for_inference
 from meal_gpu.models import Network
 from meal_gpu.ops import PatchClasses, select_for
 from meal_gpu.scoring import Advance, ImageSet, Scored, require_finite, score_pool
@@ -163,7 +164,10 @@ def _network(recipe: _Recipe) -> Network:
                 f"{recipe.model}: a worker builds another network than this process: other weights in "
                 f"{recipe.weights}, other code, or a factory that draws without a seed"
             )
-        _built[recipe.key] = recipe.applied.network(model, torch.device(recipe.device))
+        device = torch.device(recipe.device)
+        _built[recipe.key] = for_inference(
+            recipe.applied.network(model, device), recipe.work.precision, device
+        )
     return _built[recipe.key]
 
 
@@ -228,9 +232,10 @@ def scored_pool(
         listed = [Listing(*(tuple(column[row] for row in part) for column in listing)) for part in parts]
         with stage("score frames", len(new)) as advance:
             if cluster is None:
+                ready = for_inference(network, work.precision, images.device)
                 for part, shard in zip(parts, listed, strict=True):
                     source = Part(images, torch.tensor(part))
-                    found = _scored(work, source, shard, network, shards, on_bad, advance)
+                    found = _scored(work, source, shard, ready, shards, on_bad, advance)
                     failed |= {part[row]: why for row, why in found.items()}
             else:
                 recipe = _Recipe(

@@ -105,9 +105,12 @@ def test_a_process_is_killed(frames: Path, alone: dict[str, bytes], tmp_path: Pa
     assert files(tmp_path / "out") == alone
 
 
+Scheduler = tuple[subprocess.Popen[bytes], subprocess.Popen[bytes], str]
+
+
 @pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A scheduler and a worker, and its address."""
+def scheduler(tmp_path: Path) -> Iterator[Scheduler]:
+    """A scheduler, its worker, and its address."""
     env = os.environ | {"PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
     log = tmp_path / "scheduler.log"
@@ -124,7 +127,7 @@ def scheduler(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
              "--no-dashboard", "--local-directory", str(tmp_path)],
             stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env, cwd=tmp_path,
         )  # fmt: skip
-        yield process, found[0]
+        yield process, worker, found[0]
     finally:
         for each in (worker, process):
             if each is not None:
@@ -139,9 +142,9 @@ def scheduler(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     "named; the same command scores what is left",
 )
 def test_the_scheduler_is_killed(
-    scheduler: tuple[subprocess.Popen[bytes], str], frames: Path, alone: dict[str, bytes], tmp_path: Path
+    scheduler: Scheduler, frames: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    process, address = scheduler
+    process, worker, address = scheduler
     out = tmp_path / "out"
     out.mkdir()
     job = subprocess.Popen(
@@ -156,6 +159,8 @@ def test_the_scheduler_is_killed(
     assert job.returncode == 1, said.decode()
     assert "the scheduler is gone" in said.decode() and "the same command continues" in said.decode()
     assert not (out / "pool.parquet").exists()
+    worker.kill()  # or it goes on with what it has
+    worker.wait()
     done = len(list((out / "pool.cache").glob("[!.]*.parquet")))
     assert 3 <= done < FRAMES / 40
     assert f"{FRAMES - 40 * done} frames scored now" in acquire(frames, out)
