@@ -230,8 +230,8 @@ def kmeans_plusplus(
     if chosen is not None:
         for labelled in chosen.double():
             nearest = torch.minimum(nearest, _squared_distances(values, labelled))
-    picks = []
-    for draws in uniforms:
+    picks = torch.empty(len(uniforms), dtype=torch.int64, device=values.device)
+    for place, draws in enumerate(uniforms):
         # All weights equal: before any centre is known, and once every free point coincides with one
         weights = nearest.where(free, 0.0)
         degenerate = ~((weights.sum() > 0) & weights.sum().isfinite())
@@ -243,8 +243,8 @@ def kmeans_plusplus(
         best = updated.where(free, 0.0).sum(dim=1).argmin(dim=0, keepdim=True)
         nearest, row = updated[best][0], rows[best]
         free[row] = False
-        picks.append(row)
-    return torch.cat(picks)
+        picks[place] = row[0]
+    return picks
 
 
 def _squared_distances(points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
