@@ -43,7 +43,9 @@ def cases(device: torch.device) -> Iterator[Case]:
         yield Case(
             "large pool, K-Means++", {"patches": patches, "n": CENTRES},
             {"ours": lambda points=points, draws=draws: ours.kmeans_plusplus(points, draws, None)},
-            warm_ups={"ours": lambda points=points, draws=draws: ours.kmeans_plusplus(points, draws[:2], None)},
+            warm_ups={
+                "ours": lambda points=points, draws=draws[:2]: ours.kmeans_plusplus(points, draws, None)
+            },
             over="patches", least=1, seconds=0,
         )  # fmt: skip
     rows = clusters(LIMIT + CANDIDATES).to(device)
