@@ -17,25 +17,27 @@ class Troubled(Small):
     Args:
         once: a file; whoever finds it is killed by SIGKILL, after removing it.
         seconds: that every pass takes more.
-        dark: the mean of normalised pixels below which a pass fails.
+        dark: the mean of normalised pixels below which a pass fails, or with `nan` gives NaN.
     """
 
-    def __init__(self, once: str = "", seconds: float = 0, dark: float = -10) -> None:
+    def __init__(self, once: str, seconds: float, dark: float, nan: bool) -> None:
         super().__init__(classes=5, seed=3)
-        self.once, self.seconds, self.dark = once, seconds, dark
+        self.once, self.seconds, self.dark, self.nan = once, seconds, dark, nan
 
     def forward(self, images: torch.Tensor) -> Output:
         if self.once and Path(self.once).exists():
             Path(self.once).unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds)
-        if images.mean() < self.dark:
-            raise ValueError("too dark")
-        return super().forward(images)
+        if images.mean() >= self.dark:
+            return super().forward(images)
+        if self.nan:
+            return super().forward(images * torch.nan)
+        raise ValueError("too dark")
 
 
-def troubled(once: str = "", seconds: float = 0, dark: float = -10) -> Troubled:
-    return Troubled(once, seconds, dark)
+def troubled(once: str = "", seconds: float = 0, dark: float = -10, nan: bool = False) -> Troubled:
+    return Troubled(once, seconds, dark, nan)
 
 
 def other_everywhere() -> Small:

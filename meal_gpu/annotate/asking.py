@@ -145,8 +145,9 @@ def _ask(
         plan.shard,
         cluster,
     )
-    problems += [Problem(Path(listing.files[row]), why) for row, why in sorted(failed.items())]
-    write_quarantine(ledger_path, problems, stage)
+    if failed:
+        problems += [Problem(Path(listing.files[row]), why) for row, why in sorted(failed.items())]
+        write_quarantine(ledger_path, problems, stage)
     absent = _patches_of(sorted(failed), ledger.grid)
     excluded, step = _excluded(plan.exclude, ledger, torch.cat([invalid, absent]))
     count, n = _count(plan, ledger, excluded)

@@ -172,18 +172,25 @@ Where = tuple[object, ...]
 
 @fault("data", "a model that fails with some images", "named; `acquire --on-bad skip` goes on without them")
 @pytest.mark.parametrize("where", [(), ("--cluster", "local:1")], ids=["here", "cluster"])
-def test_a_model_that_fails_with_some_images(where: Where, frames: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("nan", "said"),
+    [(False, "Troubled raised ValueError: too dark"), (True, "the model's output is NaN or infinite")],
+    ids=["raises", "nan"],
+)
+def test_a_model_that_fails_with_some_images(
+    nan: bool, said: str, where: Where, frames: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
     for file in sorted(frames.iterdir())[15:25]:
         (folder / file.name).symlink_to(file)
     dark = 1.0  # 015 to 019 are below
-    with pytest.raises(MealGpuError, match=r"^015\.jpg: Troubled raised ValueError: too dark"):
-        acquire(folder, tmp_path, *where, dark=dark)
+    with pytest.raises(MealGpuError, match=rf"^015\.jpg: {said}"):
+        acquire(folder, tmp_path, *where, dark=dark, nan=nan)
     assert not (tmp_path / "pool.parquet").exists()
     more = ("--on-bad", "skip", "--shard", 6, "--strategy", "meal", "-n", "70patches", *where)
-    said = acquire(folder, tmp_path, *more, dark=dark)
-    assert "10 frames scored now" in said and "left out: 5 frames" in said
+    shown = acquire(folder, tmp_path, *more, dark=dark, nan=nan)
+    assert "10 frames scored now" in shown and "left out: 5 frames" in shown
     listed = (tmp_path / "pool.quarantine.csv").read_text().splitlines()
     assert [Path(line.split(",")[0]).name for line in listed[1:]] == [f"{n:03d}.jpg" for n in range(15, 20)]
     ledger = Ledger.read(tmp_path / "pool.parquet")
