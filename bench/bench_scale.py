@@ -1,13 +1,11 @@
 """A query's stages over pools of a million patches and of ten, with features and points that are drawn."""
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from bench.bench_neighbors import clusters
-from bench.bench_scaling import ledger_of
+from bench.bench_scaling import ledger_cases
 from bench.harness import Case
 from meal_gpu.manifold import LIMIT, Manifold, subsample
 from meal_gpu.ops import select_for
@@ -21,12 +19,7 @@ def cases(device: torch.device) -> Iterator[Case]:
     ours = select_for(device)
     generator = torch.Generator().manual_seed(0)
     for patches in PATCHES:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Case(
-                "large pool, ledger", {"patches": patches},
-                {"ours": lambda folder=folder, patches=patches: ledger_of(Path(folder), patches // 16)},
-                over="patches", least=1,
-            )  # fmt: skip
+        yield from ledger_cases("large pool, ledger", patches, least=1)
         scores = torch.rand(patches, generator=generator).to(device)
         everything = torch.arange(patches, device=device)
         yield Case(

@@ -39,12 +39,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             {"ours": lambda points=points, draws=draws: ours.kmeans_plusplus(points, draws, None)},
             over="patches",
         )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            yield Case(
-                "scaling, ledger", {"patches": patches},
-                {"ours": lambda folder=folder, patches=patches: ledger_of(Path(folder), patches // 16)},
-                over="patches", least=3,
-            )  # fmt: skip
+        yield from ledger_cases("scaling, ledger", patches, least=3)
     for rows in FITTED:
         features = clusters(rows).to(device)
         yield Case(
@@ -67,7 +62,15 @@ def cases(device: torch.device) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def ledger_of(folder: Path, images: int) -> None:
+def ledger_cases(name: str, patches: int, *, least: int) -> Iterator[Case]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Case(
+            name, {"patches": patches}, {"ours": lambda: _ledger(Path(folder), patches // 16)},
+            over="patches", least=least,
+        )  # fmt: skip
+
+
+def _ledger(folder: Path, images: int) -> None:
     """A new pool, a step labelled, what is left asked for, written and read again."""
     ledger = Ledger.create(Grid(4, 4, 512, 1024), [f"frame{i:07d}" for i in range(images)])
     ledger.label(torch.arange(N), 1)

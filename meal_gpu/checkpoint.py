@@ -27,13 +27,14 @@ _CONVERT = (
 )
 
 
-def build(spec: str, arguments: Mapping[str, Any]) -> nn.Module | Network:
-    """What `spec`, "package.module:factory", returns when it is called with `arguments`.
+def build(spec: str, arguments: Mapping[str, Any], weights: Path | None = None) -> nn.Module | Network:
+    """What `spec`, "package.module:factory", returns for `arguments`, filled with `weights`.
 
     The module may lie in the current directory; the factory may be dotted ("module:Class.method").
 
     Raises:
-        ConfigError: no such form or factory, arguments that do not fit, or a result that is no network.
+        ConfigError: no such form or factory, arguments that do not fit, a result that is no network, or one
+            that takes no weights; and as `load_weights`.
         UnavailableError: the module is not there, or something fails when it is imported.
     """
     name, colon, attribute = spec.partition(":")
@@ -61,6 +62,10 @@ def build(spec: str, arguments: Mapping[str, Any]) -> nn.Module | Network:
             f"model {spec!r} returns {type(model).__name__}; expected a torch.nn.Module or a "
             f"meal_gpu.models.Network (with {', '.join(_NETWORK)})"
         )
+    if weights is not None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"weights load into a torch.nn.Module, but {spec} gives none; load them there")
+        load_weights(model, weights)
     return cast("nn.Module | Network", model)
 
 

@@ -9,10 +9,7 @@ import typer
 from meal_gpu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from meal_gpu.annotate.asking import Report
-    from meal_gpu.models import Network
 
 LedgerOption = Annotated[Path, typer.Option(help="The pool's table; made by the first query.")]
 
@@ -129,18 +126,9 @@ def acquire(
         raise ConfigError(f"temperature is {temperature}; it must be above 0")
     arguments = key_values("--model-arg", model_arg or [])
 
-    def built(weights: Path | None) -> "Network | Module":
-        network = checkpoints.build(model, arguments)
-        if weights is not None:
-            if not isinstance(network, Module):
-                raise ConfigError(
-                    f"weights load into a torch.nn.Module, but {model} gives none; load them there"
-                )
-            checkpoints.load_weights(network, weights)
-        return network
-
-    network = built(checkpoint)
-    members = [m for m in map(built, member or []) if isinstance(m, Module)]
+    network = checkpoints.build(model, arguments, checkpoint)
+    others = [checkpoints.build(model, arguments, weights) for weights in member or []]
+    members = [other for other in others if isinstance(other, Module)]
     stage = Terminal().stage
     if cluster is None:
         report = ask(images, network, ledger, out, plan, stage, members)

@@ -59,7 +59,7 @@ def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> tuple[L
     kept = [i for i, file in enumerate(listing.files) if file not in bad]
     if not kept:
         raise refusal(problems, f"none of the {len(listing.files)} frames can be used")
-    return Listing(*(tuple(column[i] for i in kept) for column in listing)), problems
+    return listing.take(kept), problems
 
 
 def write_quarantine(ledger: Path, problems: Sequence[Problem], stage: Stage) -> None:
@@ -110,8 +110,7 @@ def in_order(listing: Listing, names: Sequence[str], path: Path) -> Listing:
             f"{gone[0]}: a frame of {path} that is no longer among the images ({len(gone)} of {len(names)} "
             "are missing); bring it back, or begin another ledger"
         )
-    at = [row[name] for name in names]
-    return Listing(*(tuple(column[i] for i in at) for column in listing))
+    return listing.take(row[name] for name in names)
 
 
 def validity(

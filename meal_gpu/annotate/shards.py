@@ -53,7 +53,9 @@ class Pass:
         chosen = select_for(images.device, self.ops)
         return ImageSet(images, chosen, precision=self.precision, names=names, classes=self.classes)
 
-    def over(self, images: Images, names: tuple[str, ...], network: Network, advance: Advance) -> Tensors:
+    def over(
+        self, images: Images, names: tuple[str, ...], network: Network, advance: Advance = lambda _: None
+    ) -> Tensors:
         """-> [N, P, ...] on the CPU for each of the columns. Raises MealGpuError, naming an image."""
         found = score_pool(
             self.image_set(images, names), network, self.grid, temperature=self.temperature,
@@ -68,7 +70,7 @@ class Pass:
         return {name: values[name].unflatten(0, (len(names), -1)).cpu() for name in self.columns}
 
     def each(
-        self, images: Images, names: tuple[str, ...], network: Network, advance: Advance
+        self, images: Images, names: tuple[str, ...], network: Network
     ) -> tuple[list[int], Tensors, Failed]:
         """As `over`; where that fails, frame by frame: those with which it does not, what it finds of these,
         and why it fails with the others.
@@ -78,7 +80,7 @@ class Pass:
         """
         everything = list(range(len(names)))
         try:
-            return everything, self.over(images, names, network, lambda _: None), {}
+            return everything, self.over(images, names, network), {}
         except _OURS:
             raise
         except MealGpuError as error:
@@ -88,7 +90,7 @@ class Pass:
         for row in everything:
             try:
                 one = Part(images, torch.tensor([row]))
-                parts[row] = self.over(one, names[row : row + 1], network, lambda _: None)
+                parts[row] = self.over(one, names[row : row + 1], network)
             except _OURS:
                 raise
             except MealGpuError as error:
@@ -123,7 +125,7 @@ class Applied:
 @dataclass(frozen=True)
 class Cluster:
     """Processes that score: `run` gives them shards, and `model`, `arguments` and `weights`, as `acquire`
-    takes them, say how each builds the network. `place` is where all of them write.
+    takes them, say how each builds the network.
     """
 
     run: Run[Listing, Failed | MealGpuError]
@@ -156,9 +158,7 @@ def _network(recipe: _Recipe) -> Network:
     if recipe.key not in _built:
         _built.clear()
         torch.set_num_threads(recipe.threads)  # sums are split by it, and so are rounded by it
-        model = checkpoint.build(recipe.model, recipe.arguments)
-        if recipe.weights is not None and isinstance(model, nn.Module):
-            checkpoint.load_weights(model, recipe.weights)
+        model = checkpoint.build(recipe.model, recipe.arguments, recipe.weights)
         if checkpoint.fingerprint(model, *recipe.fingerprinted) != recipe.key:
             raise RunError(
                 f"{recipe.model}: a worker builds another network than this process: other weights in "
@@ -198,9 +198,9 @@ def _scored(
     if on_bad == "stop":
         shards.write(shard, work.over(images, shard.names, network, advance))
         return {}
-    rows, found, failed = work.each(images, shard.names, network, advance)
+    rows, found, failed = work.each(images, shard.names, network)
     if rows:
-        shards.write(Listing(*(tuple(column[row] for row in rows) for column in shard)), found)
+        shards.write(shard.take(rows), found)
     advance(len(shard.names))
     return failed
 
@@ -226,10 +226,10 @@ def scored_pool(
     """
     known, tensors = shards.read(listing, work.columns)
     new = (~known).nonzero().flatten()
+    failed: Failed = {}
     if len(new):
-        failed: Failed = {}
         parts = [part.tolist() for part in torch.split(new, size)]
-        listed = [Listing(*(tuple(column[row] for row in part) for column in listing)) for part in parts]
+        listed = [listing.take(part) for part in parts]
         with stage("score frames", len(new)) as advance:
             if cluster is None:
                 ready = for_inference(network, work.precision, images.device)
@@ -257,8 +257,6 @@ def scored_pool(
             )
         if not tensors:
             raise MealGpuError(f"none of {len(known)} frames can be scored, first: {failed[min(failed)]}")
-    else:
-        failed = {}
     shards.clean()
 
     def column(name: str) -> torch.Tensor | None:

@@ -29,6 +29,11 @@ class Listing(NamedTuple):
     files: tuple[str, ...]
     stamps: tuple[str, ...]
 
+    def take(self, rows: Iterable[int]) -> "Listing":
+        """Those images, in the order of `rows`."""
+        chosen = list(rows)
+        return Listing(*(tuple(column[row] for row in chosen) for column in self))
+
 
 def files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Every file below a folder, linked folders included, save links that lead back to a folder above.
