@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended")
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is meant
     dataset = data.open_dataset("synthetic")
     images = data.load_images(dataset.train, dataset.size)
     model = Builder("smp", len(dataset.classes), "none")(0)

@@ -101,7 +101,7 @@ class Loader:
             try:
                 if pipeline is None:
                     pipeline = self._build()
-                outputs = pipeline.run() if stream is None else pipeline.run(cuda_stream=stream)
+                outputs = pipeline.run(stream)
             except RuntimeError as error:
                 # The pipeline reads ahead: the culprit may lie in one of the batches that follow.
                 ahead = self.paths[start : start + (1 + _PREFETCH) * self.batch_size]
@@ -196,8 +196,10 @@ class Loader:
                 decode(path)
             except DataError as cause:
                 return cause
-        names = ", ".join(str(path) for path in files)
-        return DataError(f"DALI cannot decode one of {names}, though Pillow can: {error}")
+        names = ", ".join(map(str, files[:3])) + ", …" * (len(files) > 3)
+        return DataError(
+            f"DALI cannot decode one of {len(files)} files ({names}), though Pillow can: {error}"
+        )
 
 
 def decode(path: Path) -> NDArray[np.uint8]:

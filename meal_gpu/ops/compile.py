@@ -92,8 +92,8 @@ def launch(
             values.append(np.int32(argument))
         else:
             values.append(np.float32(argument))
-    stream = torch.cuda.current_stream(device)
-    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream.cuda_stream, device.index):
+    stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
+    with cupy.cuda.Device(device.index), stream:
         kernel = _kernel(file, entry, tuple(sorted(defines.items())), device.index)
         if shared > DEFAULT_SHARED_BYTES:
             kernel.max_dynamic_shared_size_bytes = shared

@@ -93,7 +93,7 @@ def _meet(device: torch.device) -> None:
     import cupy
 
     with cupy.cuda.Device(device.index):
-        ours = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+        ours = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
         theirs = cupy.cuda.Stream.ptds
         now = ours.record(), theirs.record()
         theirs.wait_event(now[0])
