@@ -41,6 +41,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON lines, written anew.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the rows (.svg or .png).")] = None,
     seconds: Annotated[float | None, typer.Option(help="Begin nothing after so many seconds.")] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(help="Measure these alone, by their whole names; again and again.")
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what there is, and stop.")] = False,
     against: Annotated[
         Path | None, typer.Option(help="Earlier rows; exit code 1 where these disagree.")
@@ -69,6 +72,8 @@ def main(
                 missing.append(name)
                 continue
             for case in import_module(f"bench.bench_{name}").cases(where):
+                if contender:
+                    case = harness.narrowed(case, contender)
                 found = [
                     vars(row) | described for row in harness.measure(case, where, limits, deadline=deadline)
                 ]

@@ -11,9 +11,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -86,6 +86,13 @@ class Row:
     share: float | None
     quality: dict[str, Any]
     extra: dict[str, Any]
+
+
+def narrowed(case: Case, names: Sequence[str]) -> Case:
+    """The case with these contenders only, of those it has."""
+    return replace(
+        case, contenders={name: case.contenders[name] for name in names if name in case.contenders}
+    )
 
 
 class Stopwatch(Protocol):

@@ -77,7 +77,7 @@ def draw_control(ledger: Ledger, n: int, seed: int, step: int) -> torch.Tensor:
     """[n] patches drawn uniformly, before any strategy chooses: a fair sample of the unlabelled ones."""
     unlabelled = ledger.unlabelled()
     order = rng.uniforms(seed, step, "control", len(unlabelled)).argsort(stable=True)
-    return unlabelled[order[:n].to(unlabelled.device)]
+    return unlabelled[order[:n].to(unlabelled.device, non_blocking=True)]
 
 
 def query(pool: ScoredPool, strategy: str, ledger: Ledger, control: torch.Tensor | None = None) -> Query:
@@ -94,7 +94,7 @@ def query(pool: ScoredPool, strategy: str, ledger: Ledger, control: torch.Tensor
     pool.require_finite()
     if control is None or not len(control):
         return describe(selection, ledger)
-    patches = torch.cat([selection.patches, control.to(selection.patches.device)])
+    patches = torch.cat([selection.patches, control.to(selection.patches.device, non_blocking=True)])
     return replace(describe(replace(selection, patches=patches), ledger), control=len(control))
 
 

@@ -91,7 +91,7 @@ class Manifold:
                 f"which takes {dimension + 2}"
             )
         rows = subsample(len(features), limit, seed)
-        kept = features.detach()[rows.to(features.device)].float()
+        kept = features.detach()[rows.to(features.device, non_blocking=True)].float()
         settings = _Settings(neighbors, min_dist, dimension, seed, build, deterministic)
         umap = _umap(kept, settings, ops or select_for(features.device), None)
         return cls(kept, rows, umap, settings)

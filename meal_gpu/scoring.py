@@ -60,7 +60,7 @@ def score_pool(
     patch that has none is scored 0.
     """
     padded = model.padded_size(pool.size)
-    counting = valid if valid is None else valid.to(pool.device, torch.uint8)
+    counting = valid if valid is None else valid.to(pool.device, torch.uint8, non_blocking=True)
 
     def use(output: Output) -> Scored:
         geometry = (output.logits, grid, padded, model.align_corners)
@@ -102,7 +102,7 @@ def boundary_lengths(
     across = (labels[:, :, 1:] != labels[:, :, :-1]) * (padded[0] / height)
     down = (labels[:, 1:] != labels[:, :-1]) * (padded[1] / width)
     if valid is not None:
-        shares = _shares(valid.to(logits.device), grid, (height, width), padded)
+        shares = _shares(valid.to(logits.device, non_blocking=True), grid, (height, width), padded)
         across = across * torch.minimum(shares[:, 1:], shares[:, :-1])
         down = down * torch.minimum(shares[1:], shares[:-1])
     edges[:, 0, :, 1:] += across

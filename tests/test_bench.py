@@ -400,3 +400,12 @@ def test_the_pass_on_a_gpu_runs_modules_that_exist_and_every_case() -> None:
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
     cases = [word for module, *words in steps if module == "bench" for word in words if word in ORDER]
     assert sorted(cases) == sorted(ORDER)
+
+
+def test_a_case_narrowed_to_some_contenders_keeps_their_order_and_the_rest() -> None:
+    from bench.harness import Case, narrowed
+
+    given = Case("any", {"n": 3}, {name: lambda: None for name in "abc"}, least=2)
+    found = narrowed(given, ["c", "a", "unknown"])
+    assert list(found.contenders) == ["c", "a"]
+    assert (found.sizes, found.least) == (given.sizes, 2)

@@ -193,9 +193,9 @@ def test_a_captured_pass_gives_the_scores_of_an_eager_one(
         monkeypatch.setattr("meal_gpu.passes._GRAPH_FROM", passes)
         images = ImageSet(pixels, ops.select("cuda"), precision="bfloat16", batch_size=4)
         scores.append(score_pool(images, network, Grid(4, 4, 96, 192), features=True))
-    for captured, eager in zip(*scores, strict=True):
-        assert captured is not None and eager is not None
-        torch.testing.assert_close(captured, eager, rtol=1e-2, atol=1e-2)
+    captured, eager = scores
+    torch.testing.assert_close(captured.scores, eager.scores, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(captured.features, eager.features, rtol=1e-2, atol=1e-2)
 
 
 MEMORY = """

@@ -1,0 +1,133 @@
+"""What could part our figures from the paper's: `python -m bench.gap --root CAMVID --encoder-weights FILE`.
+
+One training of the last step's size on patches drawn at random, with one thing changed at a time, judged on
+whole validation images and on their patches alone.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+
+from meal_gpu import config as configs
+from meal_gpu import data, rng
+from meal_gpu.evaluate import Evaluation, evaluate
+from meal_gpu.grid import Grid
+from meal_gpu.learner import new_model
+from meal_gpu.models import Encoded, Segmenter
+from meal_gpu.oracle import Oracle
+from meal_gpu.preparation import Experiment, Silent, cache_bytes, load, resolve
+from meal_gpu.record import environment
+from meal_gpu.scoring import ImageSet
+from meal_gpu.train import Schedule, train
+
+VARIANTS = {
+    "as it is": "patches alone, padded with zeros; the frozen encoder's BatchNorm in eval mode",
+    "batch statistics": "the frozen encoder's BatchNorm in train mode",
+    "edges repeated": "padded with the outermost pixels, in training and validation",
+    "whole images": "whole images, in which only the labelled patches count",
+    "fine-tuned": "the encoder is trained too",
+}
+
+
+class _Edges(Segmenter):
+    def encode(self, images: torch.Tensor) -> Encoded:
+        height, width = self.padded_size((images.shape[2], images.shape[3]))
+        spare = (0, width - images.shape[3], 0, height - images.shape[2])
+        return super().encode(F.pad(images, spare, mode="replicate"))
+
+
+def cut(images: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """[N, H, W, ...] -> [N * P, h, w, ...]; the grid divides H×W evenly."""
+    height, width = grid.patch_height, grid.patch_width
+    parts = images.unflatten(1, (grid.rows, height)).unflatten(3, (grid.columns, width)).transpose(2, 3)
+    return parts.flatten(0, 2).contiguous()
+
+
+def only(labels: torch.Tensor, patches: torch.Tensor, grid: Grid, void: int) -> torch.Tensor:
+    """The labels [N, H, W] of these patches; elsewhere `void`."""
+    asked = torch.zeros(len(labels) * grid.patches_per_image, dtype=torch.bool)
+    asked[patches] = True
+    mask = asked.view(-1, grid.rows, grid.columns)
+    mask = mask.repeat_interleave(grid.patch_height, 1).repeat_interleave(grid.patch_width, 2)
+    return labels.where(mask.to(labels.device), void)
+
+
+def trained(
+    experiment: Experiment, variant: str, seed: int, count: int, epochs: int
+) -> list[dict[str, float]]:
+    """mIoU after each epoch: `whole` of whole images, `patches` of patches alone."""
+    oracle, config = experiment.oracle, experiment.config
+    model = new_model(experiment, seed)
+    patches = torch.from_numpy(
+        rng.stream(seed, 0, "bench/gap").permutation(len(oracle.labels) * oracle.grid.patches_per_image)
+    )[:count]
+    if variant == "batch statistics":
+        model.frozen = False
+    if variant == "fine-tuned":
+        model.encoder.requires_grad_(True)
+        model.frozen = False
+    if variant == "edges repeated":
+        model.__class__ = _Edges
+    if variant == "whole images":
+        seen = only(oracle.labels, patches, oracle.grid, oracle.void)
+        patches = (patches // oracle.grid.patches_per_image).unique()
+        oracle = Oracle(
+            oracle.images,
+            seen,
+            Grid(1, 1, experiment.grid.height, experiment.grid.width),
+            oracle.ops,
+            oracle.void,
+        )
+    resident = experiment.validation.images.resident
+    assert resident is not None
+    alone = ImageSet(cut(resident, experiment.grid), oracle.ops, precision=config.precision)
+    truth = cut(experiment.validation_labels, experiment.grid)
+    rows: list[dict[str, float]] = []
+
+    def validate() -> Evaluation:
+        whole = evaluate(experiment.validation, experiment.validation_labels, model, data.VOID)
+        rows.append({"whole": whole.mean_iou, "patches": evaluate(alone, truth, model, data.VOID).mean_iou})
+        return whole
+
+    schedule = Schedule(
+        epochs, config.batch_size, config.learning_rate, precision=config.precision,
+        cache_bytes=cache_bytes(config),
+    )  # fmt: skip
+    train(model, patches, oracle, schedule, seed=seed, step=0, validate=validate)
+    return rows
+
+
+def main(
+    root: Annotated[Path, typer.Option()],
+    encoder_weights: Annotated[str, typer.Option()] = "imagenet",
+    architecture: Annotated[str, typer.Option()] = "paper",
+    variant: Annotated[list[str] | None, typer.Option(help=f"Of: {', '.join(VARIANTS)}.")] = None,
+    seeds: Annotated[int, typer.Option()] = 3,
+    count: Annotated[int, typer.Option(help="Labelled patches.")] = 288,
+    epochs: Annotated[int, typer.Option()] = 32,
+    out: Annotated[Path | None, typer.Option(help="JSON lines, appended.")] = None,
+) -> None:
+    base = configs.PRESETS["camvid"].replace(
+        root=str(root), encoder_weights=encoder_weights, architecture=architecture, device="auto"
+    )
+    experiment = load(resolve(base), Silent())
+    for name in variant or VARIANTS:
+        for seed in range(seeds):
+            rows = trained(experiment, name, seed, count, epochs)
+            row = {"variant": name, "seed": seed, "patches": count, "architecture": architecture}
+            for key in ("whole", "patches"):
+                figures = [each[key] for each in rows]
+                row[f"{key}: best"] = max(figures)
+                row[f"{key}: mean of the last quarter"] = sum(figures[-(epochs // 4) :]) / (epochs // 4)
+            print(json.dumps(row), flush=True)
+            if out is not None:
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row | environment(experiment.pool.device)) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
