@@ -88,7 +88,8 @@ def main(
         console.print(f"{growth.case}: time grows with {growth.over}^{growth.time:.2f}{memory}")
     console.print(f"{len(rows)} rows in {time.monotonic() - begun:.0f} s")
     if missing:
-        console.print(f"not begun within {seconds:.0f} s: {', '.join(missing)}", highlight=False)
+        why = "not installed" if seconds is None else f"not installed, or no time within {seconds:.0f} s"
+        console.print(f"{why}: {', '.join(missing)}", highlight=False)
     if plot is not None:
         from bench.plot import draw
 

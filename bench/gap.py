@@ -125,8 +125,10 @@ def main(
                 row[f"{key}: mean of the last quarter"] = sum(figures[-(epochs // 4) :]) / (epochs // 4)
             print(json.dumps(row), flush=True)
             if out is not None:
+                command = ["python", "-m", "bench.gap", "--variant", name]
+                known = environment(experiment.pool.device) | {"command": command}
                 with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row | environment(experiment.pool.device)) + "\n")
+                    file.write(json.dumps(row | known) + "\n")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def measure(
 ) -> list[Row]:
     """Call each contender once, then all of them in turn until each has had its time.
 
-    Who was not timed before `deadline`, by `time.monotonic`, has no row.
+    Who was not timed before `deadline`, by `time.monotonic`, has no row, nor has whose package is missing.
     """
     clock = clock or stopwatch(device)
     first: dict[str, float] = {}
@@ -155,7 +155,11 @@ def measure(
         if time.monotonic() > deadline:
             break
         kept = _Kept(case.warm_ups.get(name, call))
-        first[name], _ = clock(kept)
+        try:
+            seconds, _ = clock(kept)
+        except ModuleNotFoundError:  # a peer that is not installed
+            continue
+        first[name] = seconds
         quality[name] = case.quality(name, kept.result)
     wall: dict[str, list[float]] = {name: [] for name in first}
     cpu: dict[str, list[float]] = {name: [] for name in first}

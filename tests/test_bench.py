@@ -360,7 +360,7 @@ def test_what_is_not_begun_in_time_is_named() -> None:
     from bench.__main__ import app
 
     done = CliRunner().invoke(app, ["kmeans_plusplus", "--seconds", "-1"])
-    assert "not begun within -1 s: kmeans_plusplus" in done.output
+    assert "no time within -1 s: kmeans_plusplus" in done.output
 
 
 def test_the_cases_are_listed_and_unknown_ones_refused() -> None:
@@ -400,6 +400,16 @@ def test_the_pass_on_a_gpu_runs_modules_that_exist_and_every_case() -> None:
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
     cases = [word for module, *words in steps if module == "bench" for word in words if word in ORDER]
     assert sorted(cases) == sorted(ORDER)
+
+
+def test_a_peer_that_is_not_installed_has_no_row_and_stops_no_other(limits: Any) -> None:
+    from bench.harness import measure
+
+    def absent() -> None:
+        raise ModuleNotFoundError("No module named 'baal'")
+
+    chosen = replace(case([], "a", "b", memory=False), contenders={"baal": absent, "ours": lambda: None})
+    assert [row.contender for row in measure(chosen, CPU, limits)] == ["ours"]
 
 
 def test_a_case_narrowed_to_some_contenders_keeps_their_order_and_the_rest() -> None:
