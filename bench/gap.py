@@ -5,6 +5,7 @@ whole validation images and on their patches alone.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,8 @@ VARIANTS = {
     "as it is": "patches alone, padded with zeros; the frozen encoder's BatchNorm in eval mode",
     "batch statistics": "the frozen encoder's BatchNorm in train mode",
     "edges repeated": "padded with the outermost pixels, in training and validation",
-    "whole images": "whole images, in which only the labelled patches count",
+    "whole images": "whole images, in which only the labelled patches count; each image is one sample",
+    "context": "patches within their whole images, as the key of that name",
     "fine-tuned": "the encoder is trained too",
 }
 
@@ -72,6 +74,8 @@ def trained(
         model.frozen = False
     if variant == "edges repeated":
         model.__class__ = _Edges
+    if variant == "context":
+        oracle = replace(oracle, context="image")
     if variant == "whole images":
         seen = only(oracle.labels, patches, oracle.grid, oracle.void)
         patches = (patches // oracle.grid.patches_per_image).unique()

@@ -54,23 +54,23 @@ def sampled(
 def labelled_pixels(
     model: Segmenter, patches: torch.Tensor, oracle: Oracle, precision: str, seed: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [K, C], train ids [K] of pixels of the labelled patches [M], each by itself as in training."""
+    """Logits [K, C], train ids [K] of pixels of the labelled patches [M], seen as in training."""
     model.eval()
     draws = rng.stream(seed, step, "calibration")
-    device, grid = oracle.images.device, oracle.grid
-    what = f"a forward pass of patches of {grid.patch_height}×{grid.patch_width} pixels in {precision}"
+    device, size = oracle.images.device, oracle.sample_size
+    # Most of what is drawn from a whole image is void
+    count = PER_PATCH * math.prod(size) // (oracle.grid.patch_height * oracle.grid.patch_width)
+    what = f"a forward pass of {size[0]}×{size[1]} pixels in {precision}"
     halving = Halving(_AT_ONCE, device, what, LOWER)
     parts = []
     for batch in torch.split(patches, _AT_ONCE):
-        revealed = oracle.reveal(batch, model)
+        revealed = oracle.samples(batch, model)
         assert revealed.labels is not None
         with autocast(device, precision):
             run = partial(_logits, model, revealed.pixels)
             logits = torch.cat([part for _, part in halving.over(len(batch), run)])
-        padded = model.padded_size((grid.patch_height, grid.patch_width))
-        parts.append(
-            sampled(logits, revealed.labels, padded, model.align_corners, oracle.void, draws, PER_PATCH)
-        )
+        padded = model.padded_size(size)
+        parts.append(sampled(logits, revealed.labels, padded, model.align_corners, oracle.void, draws, count))
     values, truth = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(truth)
 

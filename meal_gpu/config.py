@@ -20,6 +20,7 @@ _CHOICES = {
     "architecture": ("smp", "paper"),
     "keep": ("best", "last"),
     "features": ("crop", "shared"),
+    "context": ("patch", "image"),
     "on_bad": ("stop", "skip"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "ops": ("auto", "reference", "cpu", "cuda"),
@@ -63,6 +64,7 @@ class Config:
     epochs: int = 25
     final_epochs: int = 32  # after the last step; 0: as `epochs`
     batch_size: int = 8  # patches; images in a supervised run
+    context: str = "patch"  # what training sees around a labelled patch: nothing, or its image without labels
     learning_rate: float = 1e-3
     decay_every: int = 0  # epochs between multiplications of the rate by 0.1; 0: never
     keep: str = "best"  # the epoch with the best validation mIoU, or the last

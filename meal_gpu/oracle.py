@@ -1,11 +1,12 @@
 """The oracle: the one place that reads labels during acquisition experiments."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
+from meal_gpu.images.headers import Size
 from meal_gpu.images.sources import Images, windows
 from meal_gpu.models import Network
 from meal_gpu.ops import Ops, Patches
@@ -22,6 +23,8 @@ class Oracle:
         labels: uint8 [N, H, W] train ids; on the images' device where these are resident there.
         grid: the patches of an image.
         void: the id that is no class.
+        context: what training sees around a patch: "patch", nothing, or "image", its whole image, in which
+            no other pixel has a label.
     """
 
     images: Images
@@ -29,6 +32,7 @@ class Oracle:
     grid: Grid
     ops: Ops
     void: int
+    context: str = "patch"
 
     def __post_init__(self) -> None:
         expected = (len(self.images), *self.images.size)
@@ -50,3 +54,26 @@ class Oracle:
         place = order.argsort().to(self.images.device)
         pixels, truth = (torch.cat(part)[place] for part in zip(*parts, strict=True))
         return Patches(pixels, truth)
+
+    @property
+    def sample_size(self) -> Size:
+        """(height, width) of what `samples` gives."""
+        grid = self.grid
+        patch = grid.patch_height, grid.patch_width
+        return patch if self.context == "patch" else (grid.height, grid.width)
+
+    def samples(self, patches: torch.Tensor, model: Network) -> Patches:
+        """What training sees of patches [M]: as `reveal`, but of `sample_size`, and void around the patch."""
+        if self.context == "patch":
+            return self.reveal(patches, model)
+        height, width = self.sample_size
+        whole = replace(self, grid=Grid(1, 1, height, width), context="patch")
+        pixels, labels = whole.reveal(patches // self.grid.patches_per_image, model)
+        assert labels is not None
+        boxes = torch.from_numpy(self.grid.boxes(patches.cpu().numpy())).to(labels.device, non_blocking=True)
+        left, top, right, bottom = boxes[:, :, None].unbind(1)
+        rows, columns = (torch.arange(side, device=labels.device) for side in (height, width))
+        inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[
+            :, None
+        ]
+        return Patches(pixels, labels.where(inside, self.void))

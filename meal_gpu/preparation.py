@@ -116,7 +116,7 @@ def load(config: Config, monitor: Monitor, dataset: data.Dataset | None = None) 
 
     pool, labels = read(dataset.train, "pool")
     validation, validation_labels = read(dataset.val, "validation")
-    oracle = Oracle(pool.images, labels, grid, implementation, data.VOID)
+    oracle = Oracle(pool.images, labels, grid, implementation, data.VOID, config.context)
     return Experiment(
         config, dataset, grid, pool, validation, validation_labels, oracle, builder, tuple(problems)
     )  # fmt: skip

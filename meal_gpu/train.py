@@ -74,10 +74,10 @@ def train(
             f"{len(patches)} patches in batches of {schedule.batch_size} were given; "
             "BatchNorm needs at least 2 of both"
         )
-    grid, device = oracle.grid, oracle.images.device
+    device, (height, width) = oracle.images.device, oracle.sample_size
     what = (
-        f"step {step}: training with batch_size {schedule.batch_size}, patches of "
-        f"{grid.patch_height}×{grid.patch_width} pixels in {schedule.precision}"
+        f"step {step}: training with batch_size {schedule.batch_size}, each of {height}×{width} pixels, "
+        f"in {schedule.precision}"
     )
     with explained(device, what, _LOWER):
         return _trained(
@@ -180,10 +180,9 @@ class _Batches:
         self._oracle = oracle
         self._kept: tuple[Encoded, torch.Tensor] | None = None
         self._revealed: Patches | None = None
-        grid = oracle.grid
-        size = len(patches) * grid.patch_height * grid.patch_width * _PIXEL_BYTES
+        size = len(patches) * math.prod(oracle.sample_size) * _PIXEL_BYTES
         if oracle.images.resident is None and size <= schedule.cache_bytes:
-            self._revealed = oracle.reveal(patches, model)
+            self._revealed = oracle.samples(patches, model)
         if not model.frozen:
             return
         model.eval()
@@ -211,7 +210,7 @@ class _Batches:
             assert labels is not None
             at = rows.to(pixels.device)
             return Patches(pixels[at], labels[at])
-        return self._oracle.reveal(self._patches[rows], self._model)
+        return self._oracle.samples(self._patches[rows], self._model)
 
     def _encode(self, patches: Patches) -> tuple[Encoded, torch.Tensor]:
         assert patches.labels is not None

@@ -30,3 +30,39 @@ def test_labels_and_images_must_agree() -> None:
         Oracle(
             Resident(images), torch.zeros(2, 8, 9, dtype=torch.uint8), Grid(2, 2, 8, 8), reference, void=255
         )
+
+
+@pytest.mark.parametrize("in_files", [False, True])
+@pytest.mark.parametrize("grid", [Grid(2, 2, 32, 32), Grid(3, 2, 32, 32)])
+def test_a_patch_within_its_image_is_the_image_with_the_labels_of_the_patch(
+    in_files: bool, grid: Grid
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(4, (2, 32, 32), generator=generator, dtype=torch.uint8)
+    model = Builder("smp", 4, "none")(0)
+    source = Resident(images)
+    if in_files:
+        source.resident = None  # type: ignore[assignment]
+    oracle = Oracle(source, labels, grid, reference, void=255, context="image")
+    patches = torch.tensor([grid.patches_per_image + 3, 1, 2])
+    assert oracle.sample_size == (32, 32)
+    pixels, truth = oracle.samples(patches, model)
+    assert truth is not None
+    whole = reference.normalise(images, model.mean, model.std)
+    assert torch.equal(pixels, whole[[1, 0, 0]])
+    for image, found, box in zip((1, 0, 0), truth, grid.boxes(patches.numpy()).tolist(), strict=True):
+        left, top, right, bottom = box
+        expected = torch.full_like(labels[0], 255)
+        expected[top:bottom, left:right] = labels[image, top:bottom, left:right]
+        assert torch.equal(found, expected)
+
+
+def test_a_patch_alone_is_what_is_revealed() -> None:
+    images = torch.arange(2 * 16 * 16 * 3, dtype=torch.int64).to(torch.uint8).view(2, 16, 16, 3)
+    oracle = Oracle(Resident(images), images[..., 0] % 4, Grid(2, 2, 16, 16), reference, void=255)
+    model = Builder("smp", 4, "none")(0)
+    assert oracle.sample_size == (8, 8)
+    asked = torch.tensor([5, 0])
+    for alone, revealed in zip(oracle.samples(asked, model), oracle.reveal(asked, model), strict=True):
+        assert torch.equal(alone, revealed)

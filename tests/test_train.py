@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -263,3 +264,31 @@ def test_the_loss_is_plain_cross_entropy_at_full_resolution() -> None:
     assert float(loss.detach()) == 0
     assert logits.grad is not None
     assert float(logits.grad.abs().max()) == 0
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_within_images_training_sees_no_label_outside_of_the_patches(frozen: bool) -> None:
+    asked = 3  # of the first image, whose other patches have other labels then
+    oracle = replace(halves(), context="image")
+    other = oracle.labels.clone()
+    other[0, GRID.patch_height :] = 1 - other[0, GRID.patch_height :]
+    other[1:] = 1 - other[1:]
+    assert int(GRID.boxes(range(asked))[:, 3].max()) <= GRID.patch_height
+    histories = [
+        fit(network(frozen=frozen), replace(oracle, labels=labels), patches=asked).history
+        for labels in (oracle.labels, other)
+    ]
+    assert histories[0] == histories[1]
+
+
+def test_what_surrounds_a_patch_counts_within_its_image_alone() -> None:
+    for context, same in (("patch", True), ("image", False)):
+        oracle = replace(halves(), context=context)
+        assert oracle.images.resident is not None
+        dark = oracle.images.resident.clone()
+        dark[0, GRID.patch_height :] = 0
+        found = [
+            fit(network(), replace(oracle, images=Resident(pixels)), patches=3).history
+            for pixels in (oracle.images.resident, dark)
+        ]
+        assert (found[0] == found[1]) is same
