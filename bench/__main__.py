@@ -42,7 +42,7 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Also draw the rows (.svg or .png).")] = None,
     seconds: Annotated[float | None, typer.Option(help="Begin nothing after so many seconds.")] = None,
     contender: Annotated[
-        list[str] | None, typer.Option(help="Measure these alone, by their whole names; again and again.")
+        list[str] | None, typer.Option(help="Measure it alone, by its whole name; repeat it.")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what there is, and stop.")] = False,
     against: Annotated[

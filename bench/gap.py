@@ -17,13 +17,13 @@ from meal_gpu import config as configs
 from meal_gpu import data, rng
 from meal_gpu.evaluate import Evaluation, evaluate
 from meal_gpu.grid import Grid
-from meal_gpu.learner import new_model
+from meal_gpu.learner import new_model, schedule_of
 from meal_gpu.models import Encoded, Segmenter
-from meal_gpu.oracle import Oracle
+from meal_gpu.ops.reference import patch_of_pixels
 from meal_gpu.preparation import Experiment, Silent, cache_bytes, load, resolve
 from meal_gpu.record import environment
 from meal_gpu.scoring import ImageSet
-from meal_gpu.train import Schedule, train
+from meal_gpu.train import train
 
 VARIANTS = {
     "as it is": "patches alone, padded with zeros; the frozen encoder's BatchNorm in eval mode",
@@ -51,57 +51,51 @@ def cut(images: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 def only(labels: torch.Tensor, patches: torch.Tensor, grid: Grid, void: int) -> torch.Tensor:
     """The labels [N, H, W] of these patches; elsewhere `void`."""
-    asked = torch.zeros(len(labels) * grid.patches_per_image, dtype=torch.bool)
-    asked[patches] = True
-    mask = asked.view(-1, grid.rows, grid.columns)
-    mask = mask.repeat_interleave(grid.patch_height, 1).repeat_interleave(grid.patch_width, 2)
-    return labels.where(mask.to(labels.device), void)
+    asked = torch.zeros((len(labels), grid.patches_per_image), dtype=torch.bool, device=labels.device)
+    asked.view(-1)[patches.to(labels.device)] = True
+    return labels.where(asked[:, patch_of_pixels(grid, labels.device)], void)
 
 
 def trained(
     experiment: Experiment, variant: str, seed: int, count: int, epochs: int
 ) -> list[dict[str, float]]:
     """mIoU after each epoch: `whole` of whole images, `patches` of patches alone."""
-    oracle, config = experiment.oracle, experiment.config
+    oracle, config, grid = experiment.oracle, experiment.config, experiment.grid
     model = new_model(experiment, seed)
-    patches = torch.from_numpy(
-        rng.stream(seed, 0, "bench/gap").permutation(len(oracle.labels) * oracle.grid.patches_per_image)
-    )[:count]
-    if variant == "batch statistics":
+    order = rng.stream(seed, 0, "bench/gap").permutation(len(oracle.labels) * grid.patches_per_image)
+    patches = torch.from_numpy(order)[:count]
+    if variant in ("batch statistics", "fine-tuned"):
+        model.encoder.requires_grad_(variant == "fine-tuned")
         model.frozen = False
-    if variant == "fine-tuned":
-        model.encoder.requires_grad_(True)
-        model.frozen = False
-    if variant == "edges repeated":
+    elif variant == "edges repeated":
         model.__class__ = _Edges
-    if variant == "context":
+    elif variant == "context":
         oracle = replace(oracle, context="image")
-    if variant == "whole images":
-        seen = only(oracle.labels, patches, oracle.grid, oracle.void)
-        patches = (patches // oracle.grid.patches_per_image).unique()
-        oracle = Oracle(
-            oracle.images,
-            seen,
-            Grid(1, 1, experiment.grid.height, experiment.grid.width),
-            oracle.ops,
-            oracle.void,
+    elif variant == "whole images":
+        seen = only(oracle.labels, patches, grid, oracle.void)
+        patches = (patches // grid.patches_per_image).unique()
+        oracle = replace(oracle, labels=seen, grid=Grid(1, 1, grid.height, grid.width))
+    images, labels = experiment.validation.images, experiment.validation_labels
+    assert images.resident is not None
+    # Sets of their own, for what a frozen encoder made is kept in them, and variants have other encoders
+    judged = {
+        name: (
+            ImageSet(given, oracle.ops, precision=config.precision, cache_bytes=cache_bytes(config)),
+            truth,
         )
-    resident = experiment.validation.images.resident
-    assert resident is not None
-    alone = ImageSet(cut(resident, experiment.grid), oracle.ops, precision=config.precision)
-    truth = cut(experiment.validation_labels, experiment.grid)
+        for name, given, truth in (
+            ("whole", images, labels),
+            ("patches", cut(images.resident, grid), cut(labels, grid)),
+        )
+    }
     rows: list[dict[str, float]] = []
 
     def validate() -> Evaluation:
-        whole = evaluate(experiment.validation, experiment.validation_labels, model, data.VOID)
-        rows.append({"whole": whole.mean_iou, "patches": evaluate(alone, truth, model, data.VOID).mean_iou})
-        return whole
+        found = {name: evaluate(*each, model, data.VOID) for name, each in judged.items()}
+        rows.append({name: each.mean_iou for name, each in found.items()})
+        return found["whole"]
 
-    schedule = Schedule(
-        epochs, config.batch_size, config.learning_rate, precision=config.precision,
-        cache_bytes=cache_bytes(config),
-    )  # fmt: skip
-    train(model, patches, oracle, schedule, seed=seed, step=0, validate=validate)
+    train(model, patches, oracle, schedule_of(config, epochs), seed=seed, step=0, validate=validate)
     return rows
 
 
@@ -115,6 +109,8 @@ def main(
     epochs: Annotated[int, typer.Option()] = 32,
     out: Annotated[Path | None, typer.Option(help="JSON lines, appended.")] = None,
 ) -> None:
+    if unknown := set(variant or ()) - set(VARIANTS):
+        raise typer.BadParameter(f"unknown variant {min(unknown)}; known: {', '.join(VARIANTS)}")
     base = configs.PRESETS["camvid"].replace(
         root=str(root), encoder_weights=encoder_weights, architecture=architecture, device="auto"
     )

@@ -109,7 +109,8 @@ def known(figure: float) -> float | None:
     return None if math.isnan(figure) else figure
 
 
-def _schedule(config: Config, epochs: int) -> Schedule:
+def schedule_of(config: Config, epochs: int) -> Schedule:
+    """How a run of `config` trains, for so many epochs."""
     return Schedule(
         epochs=epochs, batch_size=config.batch_size, learning_rate=config.learning_rate,
         decay_every=config.decay_every, keep=config.keep, validate_every=config.validate_every,
@@ -123,7 +124,7 @@ def train_step(
 ) -> Trained:  # fmt: skip
     config = experiment.config
     epochs = (config.final_epochs if ended else None) or config.epochs
-    schedule = _schedule(config, epochs)
+    schedule = schedule_of(config, epochs)
 
     def validate() -> Evaluation:
         with stages("validate"):
@@ -143,7 +144,7 @@ def train_members(
     config = experiment.config
     if is_supervised(config) or not strategies.takes_members(config.strategy, config.measure):
         return []
-    schedule = _schedule(config, config.epochs)
+    schedule = schedule_of(config, config.epochs)
     members = [new_model(experiment, step, number) for number in range(1, config.members)]
     total = config.epochs * len(members)
     with monitor.stage(f"step {step}: train members", total) as advance, stages("members"):

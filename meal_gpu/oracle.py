@@ -10,6 +10,7 @@ from meal_gpu.images.headers import Size
 from meal_gpu.images.sources import Images, windows
 from meal_gpu.models import Network
 from meal_gpu.ops import Ops, Patches
+from meal_gpu.ops.reference import patch_of_pixels
 
 _AT_ONCE = 32  # patches
 
@@ -66,14 +67,11 @@ class Oracle:
         """What training sees of patches [M]: as `reveal`, but of `sample_size`, and void around the patch."""
         if self.context == "patch":
             return self.reveal(patches, model)
-        height, width = self.sample_size
-        whole = replace(self, grid=Grid(1, 1, height, width), context="patch")
-        pixels, labels = whole.reveal(patches // self.grid.patches_per_image, model)
+        image, cell = patches // self.grid.patches_per_image, patches % self.grid.patches_per_image
+        pixels, labels = replace(self, grid=Grid(1, 1, *self.sample_size), context="patch").reveal(
+            image, model
+        )
         assert labels is not None
-        boxes = torch.from_numpy(self.grid.boxes(patches.cpu().numpy())).to(labels.device, non_blocking=True)
-        left, top, right, bottom = boxes[:, :, None].unbind(1)
-        rows, columns = (torch.arange(side, device=labels.device) for side in (height, width))
-        inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[
-            :, None
-        ]
+        cell = cell.to(labels.device, non_blocking=True)
+        inside = patch_of_pixels(self.grid, labels.device) == cell[:, None, None]
         return Patches(pixels, labels.where(inside, self.void))

@@ -76,9 +76,7 @@ def patch_classes(
     (images, classes), device = logits.shape[:2], logits.device
     size, patches = (grid.height, grid.width), grid.patches_per_image
     mask = torch.ones(size, dtype=torch.bool, device=device) if valid is None else valid != 0
-    patch_row = torch.arange(grid.height, device=device) // grid.patch_height
-    patch_column = torch.arange(grid.width, device=device) // grid.patch_width
-    patch = patch_row[:, None] * grid.columns + patch_column
+    patch = patch_of_pixels(grid, device)
     totals = logits.new_zeros((images, patches, classes), dtype=torch.float64)
     counts = logits.new_zeros((images, patches * classes), dtype=torch.int32)
     for image in range(images):
@@ -154,6 +152,13 @@ def column_sums(sums: torch.Tensor, grid: Grid) -> torch.Tensor:
     """[B, H, columns] -> [B, P]."""
     filled = F.pad(sums, (0, 0, 0, grid.rows * grid.patch_height - grid.height))
     return filled.view(len(sums), grid.rows, grid.patch_height, grid.columns).sum(dim=2).flatten(1)
+
+
+def patch_of_pixels(grid: Grid, device: torch.device) -> torch.Tensor:
+    """[H, W] int64: the patch that each pixel of an image lies in, counted within the image."""
+    row = torch.arange(grid.height, device=device) // grid.patch_height
+    column = torch.arange(grid.width, device=device) // grid.patch_width
+    return row[:, None] * grid.columns + column
 
 
 def patch_pixels(grid: Grid, valid: torch.Tensor | None, device: torch.device) -> torch.Tensor:
