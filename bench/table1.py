@@ -1,0 +1,83 @@
+"""Table 1 of the paper on CamVid, a sweep per row: `python -m bench.table1 ROW... --encoder-weights FILE`.
+
+A second call goes on where the first was stopped, and adds strategies and seeds. `meal-gpu compare` compares
+the strategies of a row; `python -m bench.readme` sets the committed rows beside the paper's.
+"""
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meal_gpu.sweep.request import FILE
+
+FOLDER = Path("runs") / "table1"
+STRATEGIES = ("random", "entropy", "meal", "meal-ft")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `meal-gpu run` is given, and the final validation mIoU that the paper's Table 1 has there."""
+
+    options: tuple[str, ...]
+    paper: dict[str, float]
+
+
+_FROZEN = {"random": 0.509, "entropy": 0.516, "meal": 0.558, "meal-ft": 0.573, "supervised": 0.635}
+_FINETUNED = {"random": 0.520, "entropy": 0.528, "meal": 0.540, "meal-ft": 0.596, "supervised": 0.730}
+_SMP = ("--architecture", "smp")
+ROWS = {
+    "frozen": Row(("--preset", "camvid"), _FROZEN),
+    "finetuned": Row(("--preset", "camvid-finetune"), _FINETUNED),
+    "frozen-smp": Row(("--preset", "camvid", *_SMP), _FROZEN),
+    "finetuned-smp": Row(("--preset", "camvid-finetune", *_SMP), _FINETUNED),
+    # What two cores do in about two hours: a validation takes as long as 4 epochs
+    "frozen-smp-cpu": Row(("--preset", "camvid", *_SMP, "--set", "validate_every=5"), _FROZEN),
+}
+
+
+def command(
+    row: str, *, strategies: str, seeds: str, jobs: int, weights: str, root: Path | None, folder: Path
+) -> list[str]:
+    """The one command that runs a row, or goes on with it."""
+    out = folder / row
+    return [
+        "run", *ROWS[row].options, "--strategy", strategies, "--seeds", seeds, "--jobs", str(jobs),
+        "--encoder-weights", weights, *([] if root is None else ["--root", str(root)]), "--out", str(out),
+        *(["--resume"] if (out / FILE).is_file() else []),
+    ]  # fmt: skip
+
+
+def main(
+    rows: Annotated[list[str], typer.Argument(metavar="ROW...", help=f"Of {', '.join(ROWS)}.")],
+    encoder_weights: Annotated[str, typer.Option(help="imagenet, or a .safetensors file.")] = "imagenet",
+    strategy: Annotated[str, typer.Option(help="As `meal-gpu run`.")] = ",".join(STRATEGIES),
+    seeds: Annotated[str, typer.Option(help="As `meal-gpu run`.")] = "0..2",
+    jobs: Annotated[int, typer.Option(help="Runs at once; on one GPU 4 to 6.")] = 1,
+    root: Annotated[Path | None, typer.Option(help="CamVid's folder.", show_default="as downloaded")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the rows are kept.")] = FOLDER,
+) -> None:
+    """Run rows of the paper's Table 1 on CamVid."""
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise typer.BadParameter(f"unknown row {', '.join(unknown)}; known: {', '.join(ROWS)}")
+    for row in rows:
+        arguments = command(
+            row,
+            strategies=strategy,
+            seeds=seeds,
+            jobs=jobs,
+            weights=encoder_weights,
+            root=root,
+            folder=folder,
+        )
+        print("meal-gpu", shlex.join(arguments), flush=True)
+        if code := subprocess.run([sys.executable, "-m", "meal_gpu", *arguments], check=False).returncode:
+            raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    typer.run(main)
