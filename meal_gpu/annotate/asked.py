@@ -5,12 +5,13 @@ query.parquet       one row per patch, in order of choice: `Item`
 predictions/ID.png  predicted train ids of the patch, at the frame's own resolution
 """
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps
 from meal_gpu.data import palette
 from meal_gpu.data.dataset import VOID, Color
 from meal_gpu.errors import DataError, RunError
+from meal_gpu.images.content import contents, is_url
 
 Pixels = NDArray[np.uint8]
 
@@ -236,12 +238,8 @@ def read_frame(file: str, size: tuple[int, int] | None) -> Pixels:
     return pixels
 
 
-def _open(file: str) -> Any:
-    if "://" not in file:
-        return Path(file).open("rb")
-    import fsspec
-
-    return fsspec.open(file, "rb").open()
+def _open(file: str) -> BinaryIO:
+    return io.BytesIO(contents([file])[0]) if is_url(file) else Path(file).open("rb")
 
 
 def read_mask(source: Any, size: tuple[int, int] | None) -> Pixels:

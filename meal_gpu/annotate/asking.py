@@ -146,7 +146,7 @@ def _ask(
         cluster,
     )
     if failed:
-        problems += [Problem(Path(listing.files[row]), why) for row, why in sorted(failed.items())]
+        problems += [Problem(listing.files[row], why) for row, why in sorted(failed.items())]
         write_quarantine(ledger_path, problems, stage)
     absent = _patches_of(sorted(failed), ledger.grid)
     excluded, step = _excluded(plan.exclude, ledger, torch.cat([invalid, absent]))

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 
 from meal_gpu import atomic
 from meal_gpu.errors import RunError
-from meal_gpu.images.listing import Listing, filesystem, is_url
+from meal_gpu.images.content import filesystem, is_url
+from meal_gpu.images.listing import Listing
 from meal_gpu.manifold import Manifold
 
 Tensors = dict[str, torch.Tensor]

@@ -14,9 +14,10 @@ from meal_gpu.annotate.asked import read_frame, read_mask
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
+from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import Size
-from meal_gpu.images.listing import Listing, is_url
-from meal_gpu.images.probing import Problem, first_size, probe, quarantine, refusal
+from meal_gpu.images.listing import Listing
+from meal_gpu.images.probing import Problem, looks, probe, quarantine, refusal
 from meal_gpu.ledger import Ledger
 from meal_gpu.scoring import Advance
 
@@ -36,26 +37,30 @@ def frame_size(file: str) -> Size:
 
 
 def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> tuple[Listing, list[Problem]]:
-    """The listing without new local frames that cannot be used, and these; see `write_quarantine`.
+    """The listing without new frames that cannot be used, and these; see `write_quarantine`.
 
     They do not enter the ledger, and are looked at again in every query. Frames of the ledger are not looked
-    at: without one of them the patches' numbers would be others.
+    at: without one of them the patches' numbers would be others. Frames behind URLs are looked at with "skip"
+    alone, as they are fetched for it.
 
     Raises:
         DataError: with "stop", there are such frames; with "skip", no others.
         RunError: the list cannot be written.
     """
     known = set(Ledger.read(ledger).names) if ledger.exists() else set()
-    local = [i for i, file in enumerate(listing.files) if not is_url(file)]
-    paths = [Path(listing.files[i]) for i in local if listing.names[i] not in known]
-    size = first_size([Path(listing.files[i]) for i in local if listing.names[i] in known])
-    with stage("check frames", len(paths)) as advance:
-        problems = probe(paths, size, deep=on_bad == "skip", progress=advance)
+    skip = on_bad == "skip"
+    seen = [i for i, file in enumerate(listing.files) if skip or not is_url(file)]
+    new = [listing.files[i] for i in seen if listing.names[i] not in known]
+    with stage("check frames", len(new)) as advance:
+        # One at a time: nearly always the first has a size
+        before = looks([listing.files[i] for i in seen if listing.names[i] in known], together=1)
+        size = next((look.size for look in before if look.size), None) if new else None
+        problems = probe(new, size, deep=skip, progress=advance)
     if not problems:
         return listing, []
     if on_bad == "stop":
         raise refusal(problems, "--on-bad skip goes on without them")
-    bad = {str(problem.path) for problem in problems}
+    bad = {problem.file for problem in problems}
     kept = [i for i, file in enumerate(listing.files) if file not in bad]
     if not kept:
         raise refusal(problems, f"none of the {len(listing.files)} frames can be used")

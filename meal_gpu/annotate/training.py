@@ -22,6 +22,7 @@ from meal_gpu.annotate.labels import Info, LabelStore, classes_text
 from meal_gpu.data import palette
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
+from meal_gpu.images.content import contents, is_url
 from meal_gpu.images.headers import SUFFIXES, image_size
 from meal_gpu.ledger import Ledger
 
@@ -139,15 +140,8 @@ def _place(file: str, target: Path, size: tuple[int, int]) -> None:
     if PurePosixPath(file).suffix != target.suffix or target.parent.name == "imagesTr":
         Image.fromarray(read_frame(file, size)).save(target)  # also what is palette, grey or 16-bit
         return
-    if "://" in file:
-        import fsspec
-
-        try:
-            with fsspec.open(file, "rb").open() as source:
-                content = source.read()
-        except Exception as error:  # each file system has errors of its own
-            raise DataError(f"{file}: could not be fetched: {error!r}; try again") from error
-        target.write_bytes(content)
+    if is_url(file):
+        target.write_bytes(contents([file])[0])
     else:
         real = Path(file).resolve()
         if not real.is_file():

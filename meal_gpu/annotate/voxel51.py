@@ -17,6 +17,7 @@ from PIL import Image
 from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked, Box, Item, Pixels
 from meal_gpu.errors import DataError, MealGpuError, RunError, UnavailableError
 from meal_gpu.grid import Grid
+from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import image_size
 
 FINISHED = "finished"
@@ -221,7 +222,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _local(file: str) -> str:
-    if "://" in file:
+    if is_url(file):
         raise DataError(f"{file}: FiftyOne shows files of this machine; copy the frames here")
     return str(Path(file).absolute())
 

@@ -69,7 +69,7 @@ def without(dataset: Dataset, problems: Sequence[Problem]) -> Dataset:
     Raises:
         DataError: nothing is left of a split.
     """
-    bad = {problem.path for problem in problems}
+    bad = {Path(problem.file) for problem in problems}
 
     def kept(split: Split, what: str) -> Split:
         labels = split.labels or split.images

@@ -2,16 +2,22 @@
 
 import os
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from meal_gpu.errors import DataError, UnavailableError
+from meal_gpu.images.content import filesystem, is_url, member
 from meal_gpu.images.headers import SUFFIXES
+from meal_gpu.images.tars import members
 
 _COLUMNS = ("path", "file", "image")
 _LOCAL = ("file://", "local://")
+_QUESTIONS = 16  # to a server at once
 # What the file systems of fsspec say of a file's state; all that are there count
 _STAMPS = (
     "ETag", "etag", "md5", "md5Hash", "generation", "version", "mtime", "LastModified", "last_modified",
@@ -56,16 +62,14 @@ def files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def is_url(file: str) -> bool:
-    return "://" in file
-
-
 def list_images(given: str) -> Listing:
-    """List a folder, a .parquet manifest, or what lies below an fsspec URL (or a manifest there).
+    """List a folder, a .parquet manifest, WebDataset's .tar shards, or what lies below an fsspec URL.
 
     Folders are listed in all depths, sorted by their files' relative paths, which are the names. A manifest
     has the files in a column `path`, `file` or `image` (relative to its folder, absolute, or URLs) and may
-    have a column `name`; without it the names are the files as given. No file's content is read.
+    have a column `name`; without it the names are the files as given. Shards are one .tar or a pattern, such
+    as `s3://bucket/train/*.tar`; names are SHARD/MEMBER. Of images no content is read, and of shards none
+    but the headers between them, once.
 
     Raises:
         DataError: no images, a file that is not there, a faulty manifest, or names that collide.
@@ -74,31 +78,14 @@ def list_images(given: str) -> Listing:
     given = _plain(given)
     if given.lower().endswith(".parquet") and (is_url(given) or not Path(given).expanduser().is_dir()):
         return _checked(_manifest(given), given)
+    if given.lower().endswith(".tar") and (is_url(given) or not Path(given).expanduser().is_dir()):
+        return _checked(_tars(given), given)
     return _checked(_prefix(given) if is_url(given) else _folder(Path(given).expanduser()), given)
 
 
 def _plain(file: str) -> str:
     """A local path where the URL is that of one."""
     return next((file.removeprefix(prefix) for prefix in _LOCAL if file.startswith(prefix)), file)
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it.
-
-    Raises:
-        UnavailableError: an unknown protocol, or its package is missing.
-    """
-    import fsspec
-
-    if "::" in url:
-        raise UnavailableError(f"{url}: chained URLs are not read; unpack the archive")
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        protocol = url.partition("://")[0]
-        fix = ": pip install 'meal-gpu[s3]'" if protocol in ("s3", "s3a") else ""
-        raise UnavailableError(f"{url}: {protocol}:// cannot be opened ({error}){fix}") from error
-    return system, str(path)
 
 
 def _folder(root: Path) -> Listing:
@@ -131,6 +118,42 @@ def _prefix(url: str) -> Listing:
         tuple(str(system.unstrip_protocol(paths[name])) for name in names),
         tuple(_remote_stamp(found[paths[name]]) for name in names),
     )
+
+
+def _tars(given: str) -> Listing:
+    system, path = filesystem(given)
+    try:
+        # A name that is there is no pattern, whatever brackets it has
+        if system.exists(path):
+            plain, shards = path, {path: system.info(path)}
+        else:
+            plain, shards = re.split(r"[*?[]", path)[0], system.glob(path, detail=True)
+        shards = {shard: info for shard, info in shards.items() if info["type"] == "file"}
+        with ThreadPoolExecutor(_QUESTIONS) as pool:
+            indices = pool.map(lambda shard: _index(system, shard, shards[shard]), sorted(shards))
+            rows = list(chain.from_iterable(indices))
+    except DataError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise _no_answer(given, error) from error
+    if not shards:
+        raise DataError(f"{given}: no such tar file, nor files of this pattern")
+    above = len(posixpath.dirname(plain).rstrip("/")) + 1
+    return Listing(
+        tuple(name[above:] for name, _, _ in rows),
+        tuple(file for _, file, _ in rows),
+        tuple(stamp for _, _, stamp in rows),
+    )
+
+
+def _index(system: Any, shard: str, info: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, file and stamp of every image of a shard."""
+    url = str(system.unstrip_protocol(shard))
+    stamp = (_local_stamp(shard) if url.startswith(_LOCAL) else None) or _remote_stamp(info)
+    return [
+        (f"{posixpath.splitext(shard)[0]}/{name}", member(url, offset, size, name), stamp)
+        for name, offset, size in members(system, shard, url, stamp)
+    ]
 
 
 def _is_image(path: str) -> bool:
@@ -227,8 +250,6 @@ def _remote_stamps(urls: Iterable[str]) -> dict[str, str | None]:
 
 
 def _asked(system: Any, paths: list[str]) -> dict[str, Mapping[str, Any]]:
-    from concurrent.futures import ThreadPoolExecutor
-
     def info(path: str) -> Mapping[str, Any] | None:
         try:
             found: Mapping[str, Any] = system.info(path)
@@ -236,7 +257,7 @@ def _asked(system: Any, paths: list[str]) -> dict[str, Mapping[str, Any]]:
             return None
         return found
 
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(_QUESTIONS) as pool:
         return {path: found for path, found in zip(paths, pool.map(info, paths), strict=True) if found}
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from meal_gpu.errors import DataError, InputError
+from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
-from meal_gpu.images.listing import Listing, files_below, is_url
+from meal_gpu.images.listing import Listing, files_below
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, pin, require_images

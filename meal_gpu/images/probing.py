@@ -3,13 +3,15 @@
 import csv
 import io
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from meal_gpu.errors import DataError
+from meal_gpu.images.content import fetch, is_url
 from meal_gpu.images.headers import Size, image_size, inspect
 from meal_gpu.images.loader import decode
 
@@ -20,6 +22,7 @@ ON_BAD = ("stop", "skip")
 """What to do about files that cannot be used."""
 
 _SHOWN = 5  # problems in an error
+_TOGETHER = 256  # files that are fetched before they are looked at
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class Problem:
     """One file that cannot be used.
 
     Attributes:
-        path: the file.
+        file: its path or URL.
         message: what is wrong and how to mend it; it names the file too.
     """
 
-    path: Path
+    file: str
     message: str
 
 
@@ -49,7 +52,7 @@ def first_size(paths: Sequence[Path]) -> Size | None:
 class Look:
     """What one file was found to be: its (height, width), if it has one, and what else is wrong with it."""
 
-    path: Path
+    file: str
     size: Size | None
     fault: str | None
 
@@ -62,19 +65,19 @@ class Look:
             for step in steps:
                 step(path)
         except DataError as error:
-            return cls(path, size, str(error))
-        return cls(path, size, None)
+            return cls(str(path), size, str(error))
+        return cls(str(path), size, None)
 
     def problems(self, native: Size | None, expected: str) -> Iterator[Problem]:
         """Its own, and that its size is not `native`; `expected` says who has that."""
         if self.size and native and self.size != native:
             yield Problem(
-                self.path,
-                f"{self.path}: {self.size[0]}×{self.size[1]} pixels (height × width) found, "
+                self.file,
+                f"{self.file}: {self.size[0]}×{self.size[1]} pixels (height × width) found, "
                 f"{expected} {native[0]}×{native[1]}; resize the file or remove it",
             )
         if self.fault:
-            yield Problem(self.path, self.fault)
+            yield Problem(self.file, self.fault)
 
 
 def common_size(looks: Iterable[Look]) -> Size | None:
@@ -84,23 +87,51 @@ def common_size(looks: Iterable[Look]) -> Size | None:
 
 
 def probe(
-    paths: Sequence[Path], native: Size | None, *, deep: bool = False, progress: Progress | None = None
+    files: Sequence[str], native: Size | None, *, deep: bool = False, progress: Progress | None = None
 ) -> list[Problem]:
-    """Look at every image file: header and structure, and with `deep` all pixels.
+    """Look at every image file: header and structure, and with `deep` all pixels. URLs are fetched for it.
 
     Args:
         native: the (height, width) that all must have, that of the ledger's frames; None: the most common.
+
+    Raises:
+        UnavailableError: the package for a URL's protocol is missing.
     """
-    steps = (decode,) if deep else ()
-    looks = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-        for look in workers.map(lambda path: Look.at(path, steps), paths):
-            looks.append(look)
-            if progress:
-                progress(1)
+    found = []
+    for look in looks(files, (decode,) if deep else ()):
+        found.append(look)
+        if progress:
+            progress(1)
     expected = "the frames of the ledger have" if native else "most images have"
-    native = native or common_size(looks)
-    return [problem for look in looks for problem in look.problems(native, expected)]
+    native = native or common_size(found)
+    return [problem for look in found for problem in look.problems(native, expected)]
+
+
+def looks(
+    files: Sequence[str], steps: Sequence[Callable[[Path], object]] = (), *, together: int = _TOGETHER
+) -> Iterator[Look]:
+    """A look at each of local files and URLs, in their order; `together` of them are on the disk at once."""
+    with (
+        tempfile.TemporaryDirectory(prefix="meal-gpu-") as folder,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers,
+    ):
+
+        def look(place: int, file: str, content: bytes | DataError | None) -> Look:
+            if isinstance(content, DataError):
+                return Look(file, None, str(content))
+            if content is None:
+                return Look.at(Path(file), steps)
+            path = Path(folder) / f"{place:06d}{PurePosixPath(file).suffix.lower()}"
+            path.write_bytes(content)
+            found = Look.at(path, steps)
+            path.unlink()
+            return Look(file, found.size, found.fault and found.fault.replace(str(path), file))
+
+        for start in range(0, len(files), together):
+            part = files[start : start + together]
+            remote = [file for file in part if is_url(file)]
+            fetched = dict(zip(remote, fetch(remote), strict=True))
+            yield from workers.map(look, range(len(part)), part, [fetched.get(file) for file in part])
 
 
 def refusal(problems: Sequence[Problem], fix: str) -> DataError:
@@ -116,7 +147,7 @@ def quarantine(problems: Sequence[Problem]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "reason"])
-    rows.writerows([str(problem.path), problem.message] for problem in problems)
+    rows.writerows([problem.file, problem.message] for problem in problems)
     return text.getvalue().encode("utf-8", "backslashreplace").decode()  # a name may be no UTF-8
 
 

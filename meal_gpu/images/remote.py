@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 
 from meal_gpu.errors import DataError
+from meal_gpu.images.content import contents, is_url
 from meal_gpu.images.headers import Size, image_size
-from meal_gpu.images.listing import filesystem, is_url
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.sources import at_once
 
@@ -123,24 +122,7 @@ def _fetched(files: Sequence[str], folder: Path) -> _Fetched:
         folder / f"{place:06d}{PurePosixPath(file).suffix.lower()}" if is_url(file) else Path(file)
         for place, file in enumerate(files)
     ]
-    groups: dict[int, tuple[Any, list[int], list[str]]] = {}
-    for place, file in enumerate(files):
-        if is_url(file):
-            system, path = filesystem(file)
-            _, places, remote = groups.setdefault(id(system), (system, [], []))
-            places.append(place)
-            remote.append(path)
-    for system, places, remote in groups.values():
-        try:
-            # Not `cat`, which takes brackets in a name for a pattern
-            contents = system.cat_ranges(remote, None, None, on_error="return")
-        except Exception as error:  # each file system has errors of its own
-            contents = [error] * len(remote)
-        for place, content in zip(places, contents, strict=True):
-            if isinstance(content, FileNotFoundError):
-                raise DataError(f"{files[place]}: no such file; was it removed?") from content
-            if isinstance(content, BaseException):
-                kind = type(content).__name__
-                raise DataError(f"{files[place]}: cannot be fetched ({kind}: {content})") from content
-            paths[place].write_bytes(content)
+    remote = [place for place, file in enumerate(files) if is_url(file)]
+    for place, content in zip(remote, contents([files[place] for place in remote]), strict=True):
+        paths[place].write_bytes(content)
     return _Fetched(files, paths, folder)

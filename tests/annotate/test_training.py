@@ -148,7 +148,7 @@ def test_frames_of_urls_are_fetched_and_of_other_disks_copied(
     assert open_tree(pool.out).size == SIZE
     pool.out = pool.root / "again"
     pool.files["seq/a.png"] = "memory://meal-gpu-training/b.png"
-    with pytest.raises(DataError, match=r"memory://meal-gpu-training/b\.png: could not be fetched"):
+    with pytest.raises(DataError, match=r"memory://meal-gpu-training/b\.png: no such file"):
         pool.export("smp")
 
 

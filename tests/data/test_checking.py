@@ -57,7 +57,7 @@ def test_problems_are_named(
     path = parts(cityscapes)[of_label]
     damage(path)
     (problem,) = check(cityscapes, deep=True)
-    assert problem.path == path
+    assert problem.file == str(path)
     assert problem.message.startswith(f"{path}: ")
     assert re.search(message, problem.message)
     assert check(cityscapes) == ([] if only_deep else [problem])
@@ -67,7 +67,7 @@ def test_all_problems_are_found_in_order(cityscapes: Dataset) -> None:
     gone = [cityscapes.train.images[2], cityscapes.val.images[0], cityscapes.val.images[1]]
     for path in gone:
         path.unlink()
-    assert [problem.path for problem in check(cityscapes)] == gone
+    assert [problem.file for problem in check(cityscapes)] == list(map(str, gone))
 
 
 def test_an_unlabelled_folder(folder_tree: MakeTree) -> None:

@@ -47,8 +47,8 @@ def test_a_bad_image_is_named(
     opened = data.open_dataset("folder", folder.parents[1], size=SIZE)
     assert len(opened.train) == 4
     shallow, whole = data.check(opened), data.check(opened, deep=True)
-    assert [p.path for p in whole] == [path]
-    assert [p.path for p in shallow] == ([] if deep else [path])
+    assert [p.file for p in whole] == [str(path)]
+    assert [p.file for p in shallow] == ([] if deep else [str(path)])
     for problem in (*shallow, *whole):
         assert problem.message.startswith(str(path))
     with pytest.raises(DataError, match=message):
@@ -90,7 +90,7 @@ def test_acquire_stops_before_it_scores(name: str, folder: Path, tmp_path: Path)
 def test_what_only_looks_wrong_is_read(name: str, make: Maker, folder: Path) -> None:
     path = folder / name
     make(path)
-    assert probe([path], SIZE, deep=True) == []
+    assert probe([str(path)], SIZE, deep=True) == []
     assert name in list_images(str(folder)).names
     ours = next(iter(Loader([path], SIZE, batch_size=1)))[0].numpy().astype(int)
     with Image.open(path) as image:
@@ -143,7 +143,7 @@ def test_a_name_that_is_no_text(folder: Path) -> None:
     with pytest.raises(DataError, match="is not valid UTF-8; rename the file"):
         list_images(str(folder))
     problems = data.check(data.open_dataset("folder", folder.parents[1]))
-    assert [p.path for p in problems] == [path] and "not valid UTF-8" in problems[0].message
+    assert [p.file for p in problems] == [str(path)] and "not valid UTF-8" in problems[0].message
     (file,) = quarantined(quarantine(problems))
     assert file.endswith("\\udcff\\udcfe.png")
 
@@ -168,7 +168,7 @@ def nobody() -> Iterator[Path]:
 
 @fault("data", "a file that may not be read", "named, with the fix; `--on-bad skip` leaves it out")
 def test_a_file_that_may_not_be_read(nobody: Path) -> None:
-    (problem,) = probe([nobody / "x.png"], None)
+    (problem,) = probe([str(nobody / "x.png")], None)
     assert problem.message == f"{nobody / 'x.png'}: Permission denied; make it readable or remove it"
 
 
@@ -177,7 +177,7 @@ def test_an_odd_first_image_is_the_bad_one(folder: Path, tmp_path: Path) -> None
     odd = folder / "a.png"
     Image.new("RGB", (6, 4)).save(odd)
     (problem,) = data.check(data.open_dataset("folder", folder.parents[1]))
-    assert problem.path == odd
+    assert problem.file == str(odd)
     assert "4×6 pixels (height × width) found, most images of the split have 24×32" in problem.message
     (tmp_path / "pool").mkdir()
     assert "pool: 12 patches, 3 new frames" in acquire(folder, tmp_path / "pool", "--on-bad", "skip")

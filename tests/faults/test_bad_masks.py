@@ -78,7 +78,7 @@ def test_a_bad_mask_is_named(
     make(path)
     opened = data.open_dataset("folder", root)
     (problem,) = data.check(opened, deep=True)
-    assert problem.path == path
+    assert problem.file == str(path)
     with pytest.raises(DataError, match=message):
         raise DataError(problem.message)
     assert len(data.check(opened)) == (0 if deep else 1)
@@ -111,7 +111,7 @@ def test_a_run_without_an_odd_first_image(tmp_path: Path) -> None:
     )
     assert loaded.dataset.size == SIZE
     assert [path.name for path in loaded.dataset.train.images] == ["001.png", "002.png", "003.png"]
-    assert [problem.path.name for problem in loaded.quarantined] == ["000.png"]
+    assert [Path(problem.file).name for problem in loaded.quarantined] == ["000.png"]
 
 
 @fault("data", "two images that share a mask", "named")

@@ -1,0 +1,169 @@
+"""WebDataset shards: the images of a tar, listed without reading them, and read one by one."""
+
+import gzip
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from data_samples import random_image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from meal_gpu.annotate.asked import read_frame
+from meal_gpu.errors import DataError
+from meal_gpu.images import tars
+from meal_gpu.images.content import contents, span
+from meal_gpu.images.listing import list_images
+from meal_gpu.images.opening import open_files, open_listing
+
+SIZE = (24, 40)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MEAL_GPU_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def png(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(random_image(SIZE, seed)).save(out, format="PNG")
+    return out.getvalue()
+
+
+def write(path: Path, members: Mapping[str, bytes], kind: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in members.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(content)
+            tar.addfile(item, io.BytesIO(content))
+    return path
+
+
+def samples(*numbers: int) -> dict[str, bytes]:
+    return {
+        f"{number:04d}.{end}": content
+        for number in numbers
+        for end, content in (("png", png(number)), ("json", b"{}"), ("mask.png", b"no image to us"))
+    }
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_the_images_of_shards_are_named_and_read(tmp_path: Path, kind: int) -> None:
+    write(tmp_path / "train-1.tar", samples(2, 0), kind)
+    write(tmp_path / "train-0.tar", {"./seq/0001.PNG": png(1), **samples(0)}, kind)
+    listing = list_images(str(tmp_path / "*.tar"))
+    assert listing.names == (
+        "train-0/seq/0001.PNG",
+        "train-0/0000.png",
+        "train-1/0002.png",
+        "train-1/0000.png",
+    )
+    assert contents(listing.files) == [png(1), png(0), png(2), png(0)]
+    assert (read_frame(listing.files[2], SIZE) == random_image(SIZE, 2)).all()
+    assert len(set(listing.stamps[:2])) == 1, "all images of a shard change with it"
+
+
+def test_pixels_are_those_of_the_files(tmp_path: Path) -> None:
+    paths = []
+    for number in range(5):
+        paths.append(tmp_path / f"{number:04d}.png")
+        paths[-1].write_bytes(png(number))
+    whole = write(tmp_path / "all.tar", samples(*range(5)))
+    expected = torch.cat(list(open_files(paths, CPU).batches(2)))
+    for share in (0.5, 0.0):  # in memory, and fetched in each pass
+        images = open_listing(list_images(str(whole)), CPU, share=share)
+        assert torch.equal(torch.cat(list(images.batches(2))), expected)
+
+
+def test_shards_behind_a_url(tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    try:
+        for number in range(2):
+            content = write(tmp_path / "one.tar", samples(number)).read_bytes()
+            system.pipe_file(f"/tars/deep[{number}]/shard.tar", content)
+        listing = list_images("memory://tars/**/*.tar")
+        assert listing.names == ("deep[0]/shard/0000.png", "deep[1]/shard/0001.png")
+        assert contents(listing.files) == [png(0), png(1)]
+        one = list_images("memory://tars/deep[1]/shard.tar")
+        assert (one.names, one.files) == (("shard/0001.png",), listing.files[1:])
+    finally:
+        system.rm("/", recursive=True)
+
+
+def test_a_shard_is_looked_through_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.tar", samples(0))
+    first = list_images(str(path))
+    with monkeypatch.context() as patched:
+        patched.setattr(tars, "_read", lambda *_: pytest.fail("read again"))
+        assert list_images(str(path)) == first
+    write(path, samples(0, 1))
+    assert list_images(str(path)).names == ("a/0000.png", "a/0001.png")
+    for kept in (cache / "tars").iterdir():
+        kept.write_text("[[1]]")
+    assert list_images(str(path)).names == ("a/0000.png", "a/0001.png"), "a damaged index is made anew"
+
+
+def test_an_index_that_cannot_be_kept_stops_nothing(tmp_path: Path, cache: Path) -> None:
+    cache.write_text("a file where the folder would be")
+    assert list_images(str(write(tmp_path / "a.tar", samples(0)))).names == ("a/0000.png",)
+
+
+def test_faulty_shards_are_named(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.tar", samples(0, 1))
+    content = whole.read_bytes()
+    with tarfile.open(whole) as tar:
+        tar.getmembers()
+        end = tar.offset
+    for cut in (100, end // 2, end - 100, end):  # in a header, in data, behind the last image
+        path = tmp_path / "cut.tar"
+        path.write_bytes(content[:cut])
+        with pytest.raises(DataError, match=r"cut\.tar: .*copy it again"):
+            list_images(str(path))
+    (tmp_path / "zip.tar").write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match=r"zip\.tar: not a plain tar.*do not compress"):
+        list_images(str(tmp_path / "zip.tar"))
+    with pytest.raises(DataError, match=r"none-\*\.tar: no such tar file, nor files of this pattern"):
+        list_images(str(tmp_path / "none-*.tar"))
+    with pytest.raises(DataError, match=r"empty\.tar: no images"):
+        list_images(str(write(tmp_path / "empty.tar", {"a.json": b"{}"})))
+    with pytest.raises(DataError, match=r"twice\.tar: 'twice/0\.jpg' and 'twice/0\.png' differ only"):
+        list_images(str(write(tmp_path / "twice.tar", {"0.jpg": png(0), "0.png": png(0)})))
+
+
+def test_a_shard_that_changes_after_it_was_listed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", samples(0, 1))
+    last = list_images(str(path)).files[-1]
+    path.write_bytes(path.read_bytes()[: span(last).start + 10])
+    with pytest.raises(DataError, match=r"0001\.png: 10 bytes found, \d+ expected.*ask again"):
+        contents([last])
+    path.unlink()
+    with pytest.raises(DataError, match=r"0001\.png: no such file; was it removed\?"):
+        contents([last])
+
+
+def test_a_damaged_image_within_a_shard_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", {"0000.png": png(0), "0001.png": b"no image"})
+    with pytest.raises(DataError, match=r"a\.tar#\d+\+8/0001\.png: "):
+        open_listing(list_images(str(path)), CPU)
+
+
+names = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/."), min_size=1, max_size=130
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.dictionaries(names, st.binary(max_size=1500), min_size=1, max_size=6))
+def test_every_member_is_found_where_tarfile_finds_it(tmp_path: Path, held: dict[str, bytes]) -> None:
+    path = write(tmp_path / "any.tar", {f"{name}.png": content for name, content in held.items()})
+    listing = list_images(str(path))
+    assert listing.names == tuple(f"any/{name}.png" for name in held)
+    assert contents(listing.files) == list(held.values())
