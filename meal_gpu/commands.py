@@ -25,7 +25,9 @@ def pair(text: str | None, what: str) -> tuple[int, int] | None:
 
 
 def acquire(
-    images: Annotated[str, typer.Option(help="A folder, a manifest .parquet, or a URL that fsspec opens.")],
+    images: Annotated[
+        str, typer.Option(help="A folder, manifest .parquet, '*.tar' shards, or a URL of these.")
+    ],
     model: Annotated[str, typer.Option(help="pkg.module:factory. This, and only this, runs code of yours.")],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights: .safetensors, or .pt, of which no code is run.")

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from meal_gpu.errors import DataError, UnavailableError
 
+_GAP = 1 << 16  # bytes read in vain rather than asked around
+_MOST = 1 << 25  # bytes of one request
 _MEMBER = re.compile(r"(.+?)#([0-9]+)\+([0-9]+)/.+", re.DOTALL)
 
 
@@ -72,33 +74,62 @@ def contents(files: Sequence[str]) -> list[bytes]:
 def fetch(files: Sequence[str]) -> list[bytes | DataError]:
     """`contents`, with the error of each in place of what it has not."""
     spans = [span(file) for file in files]
-    groups: dict[int, tuple[Any, list[int], list[str]]] = {}
-    for place, (url, _, _) in enumerate(spans):
-        system, path = filesystem(url)
-        _, places, paths = groups.setdefault(id(system), (system, [], []))
-        places.append(place)
-        paths.append(path)
+    groups: dict[int, tuple[Any, list[_Request]]] = {}
+    for request in _requests(spans):
+        system, path = filesystem(request.url)
+        groups.setdefault(id(system), (system, []))[1].append(request._replace(path=path))
     found: dict[int, bytes | DataError] = {}
-    for system, places, paths in groups.values():
+    for system, requests in groups.values():
         try:
             # Not `cat`, which takes brackets in a name for a pattern
             read = system.cat_ranges(
-                paths, [spans[i].start for i in places], [spans[i].end for i in places], on_error="return"
-            )
+                [r.path for r in requests], [r.start for r in requests], [r.end for r in requests],
+                on_error="return",
+            )  # fmt: skip
         except Exception as error:  # each file system has errors of its own
-            read = [error] * len(places)
-        found |= {i: _whole(files[i], spans[i], content) for i, content in zip(places, read, strict=True)}
+            read = [error] * len(requests)
+        for request, content in zip(requests, read, strict=True):
+            found |= {place: _part(files[place], spans[place], request, content) for place in request.places}
     return [found[place] for place in range(len(files))]
 
 
-def _whole(file: str, where: Span, content: Any) -> bytes | DataError:
+class _Request(NamedTuple):
+    """Bytes to be read in one go, in which the files of `places` lie."""
+
+    url: str
+    start: int | None
+    end: int | None
+    places: list[int]
+    path: str = ""
+
+
+def _requests(spans: Sequence[Span]) -> list[_Request]:
+    """One for each file; members of a shard that lie near each other share theirs."""
+    made: list[_Request] = []
+    for place in sorted(range(len(spans)), key=lambda place: (spans[place].url, spans[place].start or 0)):
+        url, start, end = spans[place]
+        last = made[-1] if made else None
+        if (
+            last and last.url == url and start is not None and end is not None and last.end is not None
+            and last.start is not None and start - last.end <= _GAP and end - last.start <= _MOST
+        ):  # fmt: skip
+            made[-1] = last._replace(end=max(last.end, end), places=[*last.places, place])
+        else:
+            made.append(_Request(url, start, end, [place]))
+    return made
+
+
+def _part(file: str, where: Span, request: _Request, content: Any) -> bytes | DataError:
     if isinstance(content, FileNotFoundError):
         return DataError(f"{file}: no such file; was it removed?")
     if isinstance(content, BaseException):
         return DataError(f"{file}: cannot be fetched ({type(content).__name__}: {content})")
-    if where.start is not None and where.end is not None and len(content) != where.end - where.start:
+    if where.start is None or where.end is None or request.start is None:
+        return bytes(content)
+    part = bytes(content[where.start - request.start : where.end - request.start])
+    if len(part) != where.end - where.start:
         return DataError(
-            f"{file}: {len(content)} bytes found, {where.end - where.start} expected; the shard is no longer "
+            f"{file}: {len(part)} bytes found, {where.end - where.start} expected; the shard is no longer "
             "what it was when it was listed: ask again"
         )
-    return bytes(content)
+    return part

@@ -98,6 +98,26 @@ def test_shards_behind_a_url(tmp_path: Path) -> None:
         system.rm("/", recursive=True)
 
 
+def test_neighbours_share_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards, each with images next to each other and one far behind."""
+    held = {**samples(*range(4)), "far.bin": bytes(100_000), **samples(9)}
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.tar", held)
+    asked: list[tuple[str, int, int]] = []
+    system = type(fsspec.filesystem("file"))
+    read = system.cat_file
+
+    def cat_file(self: object, path: str, start: int, end: int) -> bytes:
+        asked.append((path, start, end))
+        return read(self, path, start, end)
+
+    monkeypatch.setattr(system, "cat_file", cat_file)
+    files = list_images(str(tmp_path / "*.tar")).files
+    mixed = [files[i] for i in (4, 9, 1, 0, 7, 2, 3, 8, 5, 6)]
+    assert contents(mixed) == [png((0, 1, 2, 3, 9)[i % 5]) for i in (4, 9, 1, 0, 7, 2, 3, 8, 5, 6)]
+    assert len(asked) == 4
+
+
 def test_a_shard_is_looked_through_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.tar", samples(0))
     first = list_images(str(path))
