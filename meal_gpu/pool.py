@@ -10,7 +10,7 @@ from meal_gpu import rng, strategies
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT, Manifold, subsample
 from meal_gpu.models import Network
-from meal_gpu.ops import Committee, PatchClasses
+from meal_gpu.ops import MEASURES, Committee, PatchClasses
 from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
 from meal_gpu.strategies.base import highest
 
@@ -77,7 +77,9 @@ class ScoredPool:
         self.step = settings.step
         self.dimension = settings.dimension
         self.ops = images.ops
-        self._passes: dict[str, Scored] = {} if scored is None else {"entropy": scored}
+        self._passes: dict[str, Scored] = {}
+        if scored is not None:
+            self._keep("entropy", scored)
         self._committees: dict[str, Committee] = {}
         self._scores: torch.Tensor | None = None
         self._described: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -105,12 +107,18 @@ class ScoredPool:
         if with_ is not None:
             self._needs.add(with_)
         scored = score_pool(
-            self._images, self._model, self._grid, measure=measure, temperature=self._settings.temperature,
-            features=self._settings.features == SHARED, classes="classes" in self._needs,
-            boundary="boundary" in self._needs, valid=self._valid, advance=self._advance,
+            self._images, self._model, self._grid, measure=measure,
+            others=sorted(self._needs & {*MEASURES} - {measure, *self._passes}),
+            temperature=self._settings.temperature, features=self._settings.features == SHARED,
+            classes="classes" in self._needs, boundary="boundary" in self._needs, valid=self._valid,
+            advance=self._advance,
         )  # fmt: skip
-        self._passes[measure] = scored
+        self._keep(measure, scored)
         return scored
+
+    def _keep(self, measure: str, scored: Scored) -> None:
+        self._passes[measure] = scored
+        self._passes |= {name: Scored(values) for name, values in scored.others.items()}
 
     def committee(self, of: str) -> Committee:
         if of not in self._committees:

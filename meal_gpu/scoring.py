@@ -1,7 +1,8 @@
 """What a pass of the model over the pool says of its patches: scores, features, classes, boundaries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -32,13 +33,15 @@ class Scored(NamedTuple):
     """What a pass says of the pool's patches, by patch id; None where it was not asked for.
 
     `scores` [P] float32, the mean of a measure, in nats for the entropy; `features` [P, D] float32; `classes`
-    [P, C], see `ops.PatchClasses`; `boundary` [P] float32, the length of the predicted boundaries in pixels.
+    [P, C], see `ops.PatchClasses`; `boundary` [P] float32, the length of the predicted boundaries in pixels;
+    `others`: the means of other measures, by name.
     """
 
     scores: torch.Tensor
     features: torch.Tensor | None = None
     classes: PatchClasses | None = None
     boundary: torch.Tensor | None = None
+    others: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 def patches_at_once(grid: Grid, device: torch.device) -> int:
@@ -49,8 +52,8 @@ def patches_at_once(grid: Grid, device: torch.device) -> int:
 
 
 def score_pool(
-    pool: ImageSet, model: Network, grid: Grid, *, measure: str = "entropy", temperature: float = 1.0,
-    features: bool = False, classes: bool = False, boundary: bool = False,
+    pool: ImageSet, model: Network, grid: Grid, *, measure: str = "entropy", others: Sequence[str] = (),
+    temperature: float = 1.0, features: bool = False, classes: bool = False, boundary: bool = False,
     valid: torch.Tensor | None = None, advance: Advance = lambda _: None,
 ) -> Scored:  # fmt: skip
     """The mean entropy, or another of `ops.MEASURES`, of every patch (MEAL, step 1), and more, in one pass.
@@ -64,18 +67,23 @@ def score_pool(
 
     def use(output: Output) -> Scored:
         geometry = (output.logits, grid, padded, model.align_corners)
+
+        def mean(of: str) -> torch.Tensor:
+            return pool.ops.patch_entropy(*geometry, measure=of, temperature=temperature, valid=counting)
+
         return Scored(
-            pool.ops.patch_entropy(*geometry, measure=measure, temperature=temperature, valid=counting),
+            mean(measure),
             pool_patches(output.features, grid, padded) if features else None,
             pool.ops.patch_classes(*geometry, temperature=temperature, valid=counting) if classes else None,
             boundary_lengths(output.logits, grid, padded, valid) if boundary else None,
+            {name: mean(name) for name in others},
         )
 
     parts: list[Scored] = []
     for batch, found in pool.passed(model, use):
         parts.append(found)
         advance(batch.stop - batch.start)
-    scores, described, counted, lengths = zip(*parts, strict=True)
+    scores, described, counted, lengths, further = zip(*parts, strict=True)
     return Scored(
         torch.cat(scores).flatten(),
         torch.cat(described).flatten(0, 1) if features else None,
@@ -83,6 +91,7 @@ def score_pool(
         if classes
         else None,
         torch.cat(lengths).flatten() if boundary else None,
+        {name: torch.cat([part[name] for part in further]).flatten() for name in others},
     )
 
 

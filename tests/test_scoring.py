@@ -317,7 +317,16 @@ def test_one_pass_finds_all_that_single_passes_find(on_cpu: Ops) -> None:
         images, model, GRID, measure="margin", temperature=2.0, features=True, classes=True, boundary=True,
         valid=valid, advance=done.append,
     )  # fmt: skip
+    assert done == [1, 1, 1] and not whole.others
+    done.clear()
+    several = score_pool(
+        images, model, GRID, others=("margin", "least-confidence"), temperature=2.0, valid=valid,
+        advance=done.append,
+    )  # fmt: skip
     assert done == [1, 1, 1]
+    for measure, values in {"entropy": several.scores, **several.others}.items():
+        alone = score_pool(images, model, GRID, measure=measure, temperature=2.0, valid=valid)
+        assert torch.equal(values, alone.scores), measure
     assert torch.equal(
         whole.scores, score_pool(images, model, GRID, measure="margin", temperature=2.0, valid=valid).scores
     )

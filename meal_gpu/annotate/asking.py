@@ -43,8 +43,8 @@ from meal_gpu.prediction import patch_predictions
 from meal_gpu.scoring import ImageSet
 
 _AT_ONCE = 32  # patches whose cost is estimated together
-# Strategies and measures of passes other than that by entropy
-_HERE = {"margin", "least-confidence", "mc-entropy", "bald", "ensemble", "equal"}
+# Strategies and measures of several predictions of each image
+_HERE = {"mc-entropy", "bald", "ensemble", "equal"}
 
 
 @dataclass(frozen=True)

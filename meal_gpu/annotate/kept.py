@@ -8,9 +8,10 @@ import hashlib
 import io
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from meal_gpu.images.listing import Listing
 from meal_gpu.manifold import Manifold
 
 Tensors = dict[str, torch.Tensor]
+_AT_ONCE = 16  # files that are read together
 
 
 class Kept:
@@ -61,30 +63,37 @@ class Shards:
     def __init__(self, place: str, fingerprint: str) -> None:
         self.place = place.rstrip("/")
         self._key = fingerprint[:16]
+        self._columns: Sequence[str] = ()
+        self._parts: dict[str, _Part] = {}  # what was read, by file
 
     def read(self, frames: Listing, columns: Sequence[str]) -> tuple[torch.Tensor, Tensors]:
         """-> known frames [N] bool, and what is known of these, [K, P, ...] for each of the `columns`.
 
         Files that are damaged count as not there.
+
+        Raises:
+            RunError: the place cannot be read.
         """
-        where: dict[tuple[str, str], tuple[int, int]] = {}
-        parts: list[Tensors] = []
-        for table in self._tables():
-            try:
-                part = {name: _tensor(table, name) for name in columns}
-                keys = zip(table["name"].to_pylist(), table["stamp"].to_pylist(), strict=True)
-            except (KeyError, ValueError, pa.ArrowException):
-                continue
-            where |= {key: (len(parts), row) for row, key in enumerate(keys)}
-            parts.append(part)
+        if columns != self._columns:
+            self._columns, self._parts = columns, {}
+        try:
+            files = self._files()
+        except Exception as error:  # each file system has errors of its own
+            raise RunError(f"{self.place}: the cache cannot be read: {error}") from error
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            new = [file for file in files if file not in self._parts]  # what is whole never changes
+            read = zip(new, pool.map(self._part, new), strict=True)
+            self._parts |= {file: part for file, part in read if part is not None}
+        parts = [self._parts[file] for file in files if file in self._parts]
+        where = {key: (i, row) for i, part in enumerate(parts) for row, key in enumerate(part.frames)}
         found = [where.get(key, (-1, -1)) for key in zip(frames.names, frames.stamps, strict=True)]
         places = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
         known = places[:, 0] >= 0
         if not known.any():
             return known, {}
-        starts = torch.tensor([0, *(len(next(iter(part.values()))) for part in parts)]).cumsum(0)
+        starts = torch.tensor([0, *(len(part.frames) for part in parts)]).cumsum(0)
         rows = (starts[places[:, 0]] + places[:, 1])[known]
-        return known, {name: torch.cat([part[name] for part in parts])[rows] for name in columns}
+        return known, {name: torch.cat([part.tensors[name] for part in parts])[rows] for name in columns}
 
     def write(self, frames: Listing, found: Mapping[str, torch.Tensor]) -> None:
         """Keep what a pass found of the frames, [K, P, ...] each: whole or not at all.
@@ -105,7 +114,8 @@ class Shards:
             raise _unwritten(self.place, error) from error
 
     def clean(self) -> None:
-        """Remove what killed processes left half-written."""
+        """Remove what killed processes left half-written, and forget what was read."""
+        self._parts = {}
         if not is_url(self.place):
             for leftover in Path(self.place).glob(".partial-*.parquet"):
                 leftover.unlink(missing_ok=True)
@@ -124,24 +134,33 @@ class Shards:
         with atomic.writing(folder / name, by=f"{socket.gethostname()}-{os.getpid()}-") as aside:
             pq.write_table(table, aside)
 
-    def _tables(self) -> Iterator[pa.Table]:
-        for opened in self._files():
-            try:
-                with opened as file, pq.ParquetFile(file) as parquet:
-                    yield parquet.read()
-            except (OSError, pa.ArrowException):
-                continue
+    def _part(self, file: str) -> "_Part | None":
+        """The columns of a file; None where it has not all of them, or is damaged."""
+        try:
+            with self._opened(file) as opened, pq.ParquetFile(opened) as parquet:
+                table = parquet.read(columns=["name", "stamp", *self._columns])
+            keys = zip(table["name"].to_pylist(), table["stamp"].to_pylist(), strict=True)
+            return _Part(list(keys), {name: _tensor(table, name) for name in self._columns})
+        except (OSError, KeyError, ValueError, pa.ArrowException):
+            return None
 
-    def _files(self) -> Iterator[Any]:
+    def _files(self) -> list[str]:
         pattern = f"{self._key}-*.parquet"
-        if is_url(self.place):
-            system, path = filesystem(self.place)
-            system.invalidate_cache()
-            for name in sorted(system.glob(f"{path}/{pattern}")):
-                yield system.open(name, "rb")
-            return
-        for file in sorted(Path(self.place).glob(pattern)):
-            yield file.open("rb")
+        if not is_url(self.place):
+            return sorted(str(file) for file in Path(self.place).glob(pattern))
+        system, path = filesystem(self.place)
+        system.invalidate_cache()
+        return sorted(map(str, system.glob(f"{path}/{pattern}")))
+
+    def _opened(self, file: str) -> Any:
+        return filesystem(self.place)[0].open(file, "rb") if is_url(self.place) else Path(file).open("rb")
+
+
+class _Part(NamedTuple):
+    """One file: names and stamps of its frames, and its columns [K, P, ...]."""
+
+    frames: list[tuple[str, str]]
+    tensors: Tensors
 
 
 def _tensor(table: pa.Table, name: str) -> torch.Tensor:

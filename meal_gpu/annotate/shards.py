@@ -25,7 +25,7 @@ from meal_gpu.images.opening import open_listing
 from meal_gpu.images.sources import Images, Part
 from meal_gpu.inference import for_inference
 from meal_gpu.models import Network
-from meal_gpu.ops import PatchClasses, select_for
+from meal_gpu.ops import MEASURES, PatchClasses, select_for
 from meal_gpu.scoring import Advance, ImageSet, Scored, require_finite, score_pool
 from meal_gpu.windowed import windowed
 
@@ -36,8 +36,8 @@ Failed = dict[int, str]
 
 @dataclass(frozen=True)
 class Pass:
-    """What is asked of every frame, in any process. `columns` are of "scores", "features" (shared),
-    "probabilities", "counts" and "boundary"; `native` is the size of the files.
+    """What is asked of every frame, in any process. `columns` are of "scores" (the entropy), "features"
+    (shared), "probabilities", "counts", "boundary" and other measures; `native` is the size of the files.
     """
 
     grid: Grid
@@ -58,7 +58,8 @@ class Pass:
     ) -> Tensors:
         """-> [N, P, ...] on the CPU for each of the columns. Raises MealGpuError, naming an image."""
         found = score_pool(
-            self.image_set(images, names), network, self.grid, temperature=self.temperature,
+            self.image_set(images, names), network, self.grid,
+            others=[name for name in self.columns if name in MEASURES], temperature=self.temperature,
             features="features" in self.columns, classes="counts" in self.columns,
             boundary="boundary" in self.columns, advance=advance,
             valid=None if self.valid is None else self.valid.to(images.device),
@@ -66,7 +67,8 @@ class Pass:
         require_finite(found.scores, self.grid, names)
         if found.features is not None:
             require_finite(found.features.sum(dim=1), self.grid, names)
-        values = found._asdict() | (found.classes._asdict() if found.classes is not None else {})
+        counted = {} if found.classes is None else found.classes._asdict()
+        values = {**found._asdict(), **counted, **found.others}
         return {name: values[name].unflatten(0, (len(names), -1)).cpu() for name in self.columns}
 
     def each(
@@ -104,7 +106,8 @@ class Pass:
 def columns_of(shared: bool, needs: tuple[str, ...]) -> tuple[str, ...]:
     """What a strategy's `needs` are called in a table."""
     classes = ("probabilities", "counts") if "classes" in needs else ()
-    return ("scores", *(("features",) if shared else ()), *classes, *(n for n in needs if n == "boundary"))
+    others = sorted({*needs} - {"classes", "entropy"})
+    return ("scores", *(("features",) if shared else ()), *classes, *others)
 
 
 @dataclass(frozen=True)
@@ -271,4 +274,5 @@ def scored_pool(
     scores, probabilities, counts = column("scores"), column("probabilities"), column("counts")
     assert scores is not None
     classes = None if probabilities is None or counts is None else PatchClasses(probabilities, counts)
-    return Outcome(Scored(scores, column("features"), classes, column("boundary")), len(new), failed)
+    others = {name: values for name in MEASURES if (values := column(name)) is not None}
+    return Outcome(Scored(scores, column("features"), classes, column("boundary"), others), len(new), failed)

@@ -102,7 +102,8 @@ class Selection:
 class Measure:
     """What a patch is ranked by: `values` gives [P] float32, higher is more informative.
 
-    `needs` names what of "classes" and "boundary" it reads, so that one pass over the pool gives all.
+    `needs` names what it reads besides the entropy, so that one pass over the pool gives all: "classes",
+    "boundary" and others of `ops.MEASURES`.
     """
 
     name: str

@@ -87,9 +87,13 @@ def test_everything_a_pass_finds_crosses_over(frames: Path, tmp_path: Path) -> N
         out = tmp_path / where
         out.mkdir()
         cluster = ("--cluster", "local:1") if where == "there" else ()
-        for strategy in ("clasp-pe", "cereals", "meal"):
+        for strategy, measure in (
+            ("clasp-pe", "entropy"), ("cereals", "entropy"), ("meal", "least-confidence"),
+            ("margin", "entropy"),
+        ):  # fmt: skip
             ledger = ("--ledger", out / f"{strategy}.parquet", "--out", out / strategy)
-            acquire(few, out, *ledger, "--shard", 5, "--strategy", strategy, "--features", "shared", *cluster)
+            chosen = ("--strategy", strategy, "--measure", measure)
+            acquire(few, out, *ledger, "--shard", 5, *chosen, "--features", "shared", *cluster)
         wanted = wanted or files(out)
         assert files(out) == wanted
 
