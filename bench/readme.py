@@ -6,25 +6,24 @@ from typing import Any
 
 from bench import harness, performance, results
 from bench.plot import draw
+from bench.table1 import FOLDER, ROWS
 from meal_gpu import compare, report
-from meal_gpu.report import Run
+from meal_gpu.compare import tables
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
-RECORDS = ROOT / "runs" / "camvid-short"
-CAMVID = ("random", "entropy", "meal", "meal-ft")
+TABLE1 = ROOT / FOLDER
 SWEEP = ROOT / "runs" / "synthetic-sweep"
 SCALE = ROOT / "docs" / "SCALE.md"
+SUBSAMPLE = ROOT / "bench" / "results" / "subsample.jsonl"
 SCALE_ROWS = [ROOT / "bench" / "results" / name for name in ("scale.jsonl", "gpu.jsonl")]
-PLOT = ROOT / "docs" / "camvid-short.svg"
 
 
 def render(readme: str) -> str:
     """The README with its result blocks made anew from what is committed."""
-    runs = [report.load(RECORDS / name) for name in CAMVID]
     speed = performance.section(performance.committed()) + "\n\n"
     blocks = {
-        "camvid": _camvid(runs), "strategies": _strategies(), "sweep": _sweep(), "performance": speed,
+        "camvid": _table1(), "strategies": _strategies(), "sweep": _sweep(), "performance": speed,
     }  # fmt: skip
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
@@ -34,14 +33,36 @@ def render(readme: str) -> str:
 
 
 def render_scale(page: str) -> str:
-    """docs/SCALE.md with its table made anew."""
+    """docs/SCALE.md with its tables made anew."""
     rows = [row for path in SCALE_ROWS if path.is_file() for row in harness.read(path)]
     rows = [row for row in rows if row["case"].startswith(performance.LARGE)]
-    block = "\n\n".join(_large(group) for _, group in results.grouped(rows, lambda row: row["device"]))
-    pattern = re.compile(r"(<!-- large -->\n).*?(<!-- /large -->)", flags=re.DOTALL)
-    made, count = pattern.subn(lambda match: match[1] + block + "\n" + match[2], page)
-    assert count == 1
-    return made
+    large = "\n\n".join(_large(group) for _, group in results.grouped(rows, lambda row: row["device"]))
+    blocks = {"large": large, "subsample": _subsample(harness.read(SUBSAMPLE))}
+    for name, block in blocks.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
+        page, count = pattern.subn(lambda match, block=block: match[1] + block + "\n" + match[2], page)
+        assert count == 1, f"docs/SCALE.md has {count} blocks called {name}"
+    return page
+
+
+def _subsample(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for case in dict.fromkeys(row["fitted on"] for row in rows):
+        group = [row for row in rows if row["fitted on"] == case]
+        shared = [row["shared"] for row in group]
+        spread = [
+            f"{mean:.2f} ({min(values):.2f} – {max(values):.2f})"
+            for key in ("embedding", "features")
+            if (values := [row[key] for row in group]) and (mean := sum(values) / len(values))
+        ]
+        lines.append([case, f"{sum(shared) / len(shared):.1f} ({min(shared)} – {max(shared)})", *spread])
+    first = rows[0]
+    head = ["Φ fitted on", "of 32 the same", "distance in the embedding", "distance in features"]
+    return (
+        f"{performance.markdown(head, lines, 'lrrr')}\n\n{first['device']}, commit {first['commit']}, "
+        f"{len({row['seed'] for row in rows})} seeds, {first['patches']:,} patches: "
+        f"`{' '.join(first['command'])}`; mean (least – most).\n"
+    )
 
 
 def _large(rows: list[dict[str, Any]]) -> str:
@@ -70,25 +91,39 @@ def _large(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _camvid(runs: list[Run]) -> str:
-    first = runs[0]
-    head = [f"{step['labelled']} patches ({step['share']:.2%})" for step in first.steps]
-    rows = [["strategy", *head], ["---"] + ["--:"] * len(head)]
-    rows += [[run.config.strategy, *(f"{s['mean_iou']:.3f}" for s in run.steps)] for run in runs]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    command = " ".join(first.environment["command"]).replace(f"strategy {CAMVID[0]}", "strategy NAME")
-    command = command.replace(f"/{CAMVID[0]}", "/NAME")
-    commits = sorted({str(run.environment["commit"]) for run in runs})
-    devices = sorted({f"{run.environment['device']}, {run.environment['threads']} thread" for run in runs})
-    config = first.config
+def _table1() -> str:
+    """Our rows of the paper's Table 1 beside its figures."""
+    return "".join(_row(row, path) for row in ROWS if (path := TABLE1 / row).is_dir())
+
+
+def _row(row: str, path: Path) -> str:
+    compared = compare.compare(compare.gather([path]))
+    text = compare.markdown(compared)
+    runs = [report.load(folder.parent) for folder in sorted(path.glob("*/config.toml"))]
+    config, last = runs[0].config, runs[0].steps[-1]
+    lines = []
+    for summary in compared.summaries:
+        final = {run.config.seed: run for run in runs if run.config.strategy == summary.label}
+        scores = ", ".join(f"{run.steps[-1]['mean_iou']:.3f}" for _, run in sorted(final.items()))
+        lines.append([
+            summary.label, scores, tables.with_bounds(summary.final), tables.with_bounds(summary.area),
+            f"{ROWS[row].paper[summary.label]:.3f}",
+        ])  # fmt: skip
+    head = ["strategy", "final mIoU, each seed", "mean [95 %]", "AUBC [95 %]", "paper, final mIoU"]
+    table = performance.markdown(head, lines, "lrrrr")
+    notes = [line for line in text.splitlines() if line.startswith(("**Verdict", "Environment"))]
+    folder = path.relative_to(ROOT)
     return (
-        f"![Learning curves of four strategies on CamVid]({PLOT.relative_to(ROOT)})\n\n"
-        f"Validation mIoU on CamVid (367 + 101 real images, 11 classes), encoder frozen, seed {config.seed}. "
-        f"**A shortened schedule, not the paper's**: {config.epochs} epochs after each of "
-        f"{len(first.steps) - 1} steps, validated every {config.validate_every}, `{config.architecture}` "
-        "network. One seed: the order of the strategies means nothing yet.\n\n"
-        f"{table}\n\n`{command}`, on {' / '.join(devices)}, commit {', '.join(commits)}. "
-        "The records lie in `runs/camvid-short`; `python -m bench.readme` makes this block from them.\n\n"
+        f"![Learning curves on CamVid]({folder}/compare/curves.svg)\n\n"
+        f"CamVid, 367 + 101 images, {config.architecture} network, encoder "
+        f"{'fine-tuned' if config.finetune else 'frozen'}, {config.epochs} epochs after each of "
+        f"{len(runs[0].steps) - 1} steps and {config.final_epochs} after the last, validated every "
+        f"{config.validate_every}; {last['labelled']} patches ({last['share']:.2%}) at the end.\n\n"
+        f"{table}\n\n"
+        + "\n\n".join(notes)
+        + "\n\nEach seed has its own initial patches, the same for all strategies. The records, and what "
+        f"`meal-gpu compare` makes of them, lie in `{folder}`; `python -m bench.table1 {row}` runs them "
+        f"(`meal-gpu run {' '.join(ROWS[row].options)} …`).\n\n"
     )
 
 
@@ -121,8 +156,8 @@ def _sweep() -> str:
 
 def main() -> None:
     readme = ROOT / "README.md"
-    PLOT.parent.mkdir(exist_ok=True)
-    report.plot([RECORDS / name for name in CAMVID], PLOT)
+    for row in TABLE1.iterdir():
+        compare.write(compare.compare(compare.gather([row])), row / "compare")
     for device, rows in performance.committed().items():
         draw(rows, performance.PLOTS[device])
     for page, made in ((readme, render), (SCALE, render_scale)):

@@ -51,14 +51,15 @@ def error(points: torch.Tensor, rows: torch.Tensor) -> float:
 
 
 def measured(features: torch.Tensor, seed: int, ops: Ops) -> list[dict[str, Any]]:
-    """A row for each share, and one for the whole pool with another seed of UMAP.
+    """A row for each share, and for the whole pool: with another seed of UMAP, and without the candidates.
 
     Each says how many of the chosen are those of the whole pool (`shared`), and how far candidates lie from
     the nearest chosen, in parts of what patches chosen at random give: among the features, and in the
     embedding by the whole pool.
     """
     draws = rng.stream(seed, 0, "bench/subsample")
-    drawn = features[torch.from_numpy(draws.choice(len(features), CANDIDATES, replace=False))]
+    candidates = torch.from_numpy(draws.choice(len(features), CANDIDATES, replace=False))
+    drawn = features[candidates]
     random = [torch.from_numpy(draws.permutation(CANDIDATES)[:N]) for _ in range(100)]
 
     def fitted(limit: int, by: int) -> Manifold:
@@ -67,6 +68,9 @@ def measured(features: torch.Tensor, seed: int, ops: Ops) -> list[dict[str, Any]
     whole = fitted(len(features), seed)
     queries = {"all": chosen(whole, drawn, seed, ops)}
     queries["all, another seed of UMAP"] = chosen(fitted(len(features), seed + 1000), drawn, seed, ops)
+    others = torch.ones(len(features), dtype=torch.bool).index_fill_(0, candidates, False)
+    unseen = Manifold.fit(features[others], seed=seed, ops=ops)
+    queries["all but the 200"] = chosen(unseen, drawn, seed, ops)
     for share in SHARES:
         queries[f"1 of {share}"] = chosen(fitted(len(features) // share, seed), drawn, seed, ops)
     embedding = whole.transform(drawn).cpu()
@@ -94,7 +98,7 @@ def main(
     rows = []
     for seed in range(seeds):
         rows += measured(features, seed, ops)
-        print(json.dumps(rows[-len(SHARES) - 2 :]), flush=True)
+        print(json.dumps(rows[-len(SHARES) - 3 :]), flush=True)
     if out is not None:
         out.write_text("".join(json.dumps(row | known) + "\n" for row in rows), encoding="utf-8")
 
