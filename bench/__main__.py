@@ -66,14 +66,18 @@ def main(
     described = harness.described(where, limits)
     rows: results.Rows = []
     missing = []
+    unmet = set(contender or ())
+    there: dict[str, None] = {}
     with harness.recording(out) as write:
         for name in cases or [name for name in ORDER if name not in LONG]:
             if time.monotonic() > deadline:
                 missing.append(name)
                 continue
             for case in import_module(f"bench.bench_{name}").cases(where):
+                there |= dict.fromkeys(case.contenders)
                 if contender:
                     case = harness.narrowed(case, contender)
+                    unmet -= {*case.contenders}
                 found = [
                     vars(row) | described for row in harness.measure(case, where, limits, deadline=deadline)
                 ]
@@ -83,6 +87,10 @@ def main(
                     console.print(results.table(found))
                 timed = {row["contender"] for row in found}
                 missing += [f"{name} ({each})" for each in case.contenders if each not in timed]
+    if unmet and not missing:
+        raise typer.BadParameter(
+            f"no case has {', '.join(sorted(unmet))}; there are {', '.join(there)}", param_hint="--contender"
+        )
     for growth in results.growth(rows):
         memory = "" if growth.memory is None else f", memory with {growth.over}^{growth.memory:.2f}"
         console.print(f"{growth.case}: time grows with {growth.over}^{growth.time:.2f}{memory}")

@@ -363,6 +363,17 @@ def test_what_is_not_begun_in_time_is_named() -> None:
     assert "no time within -1 s: kmeans_plusplus" in done.output
 
 
+@pytest.mark.usefixtures("few_cases")
+def test_contenders_are_chosen_by_name() -> None:
+    from bench.__main__ import app
+
+    narrowed = CliRunner().invoke(app, ["kmeans_plusplus", "--contender", "scikit-learn"])
+    assert narrowed.exit_code == 0 and "1 rows in" in narrowed.output
+    unknown = CliRunner().invoke(app, ["kmeans_plusplus", "--contender", "sklearn"], env={"COLUMNS": "200"})
+    assert unknown.exit_code == 2
+    assert "no case has sklearn; there are ours, cpu ops, scikit-learn" in unknown.output
+
+
 def test_the_cases_are_listed_and_unknown_ones_refused() -> None:
     from bench.__main__ import ORDER, app
 
