@@ -37,12 +37,40 @@ def render_scale(page: str) -> str:
     rows = [row for path in SCALE_ROWS if path.is_file() for row in harness.read(path)]
     rows = [row for row in rows if row["case"].startswith(performance.LARGE)]
     large = "\n\n".join(_large(group) for _, group in results.grouped(rows, lambda row: row["device"]))
-    blocks = {"large": large, "subsample": _subsample(harness.read(SUBSAMPLE))}
+    hours = "\n\n".join(_hours(rows) for rows in performance.committed().values())
+    blocks = {"large": large, "subsample": _subsample(harness.read(SUBSAMPLE)), "hours": hours}
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
         page, count = pattern.subn(lambda match, block=block: match[1] + block + "\n" + match[2], page)
         assert count == 1, f"docs/SCALE.md has {count} blocks called {name}"
     return page
+
+
+def _hours(rows: list[dict[str, Any]]) -> str:
+    """What the passes over 100 million frames take one device of these rows."""
+    lines, whole = [], 0.0
+    for case in ("decode", "forward", "patch_entropy"):
+        each = {
+            row["median"] / row["sizes"]["images"]: row for row in rows
+            if row["case"] == case and row["contender"].startswith("ours")
+            and (row["sizes"]["height"], row["sizes"]["width"]) == (512, 1024)
+        }  # fmt: skip
+        seconds, row = min(each.items())
+        whole += seconds
+        lines.append(
+            [
+                case.replace("_", " "),
+                results.sizes(row),
+                results.seconds(seconds),
+                f"{seconds * 1e8 / 3600:,.0f}",
+            ]
+        )
+    lines.append(["all", "", results.seconds(whole), f"{whole * 1e8 / 3600:,.0f}"])
+    first = rows[0]
+    return (
+        f"{performance.markdown(['stage', 'sizes', 'one frame', 'hours'], lines, 'llrr')}\n\n"
+        f"{first['device']}, {first['threads']} threads, commit {first['commit']}.\n"
+    )
 
 
 def _subsample(rows: list[dict[str, Any]]) -> str:
