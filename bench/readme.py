@@ -75,21 +75,22 @@ def _hours(rows: list[dict[str, Any]]) -> str:
 
 def _subsample(rows: list[dict[str, Any]]) -> str:
     lines = []
-    for case in dict.fromkeys(row["fitted on"] for row in rows):
-        group = [row for row in rows if row["fitted on"] == case]
+    for pool, case in dict.fromkeys((row["patches"], row["fitted on"]) for row in rows):
+        group = [row for row in rows if (row["patches"], row["fitted on"]) == (pool, case)]
         shared = [row["shared"] for row in group]
         spread = [
             f"{mean:.2f} ({min(values):.2f} – {max(values):.2f})"
             for key in ("embedding", "features")
             if (values := [row[key] for row in group]) and (mean := sum(values) / len(values))
         ]
-        lines.append([case, f"{sum(shared) / len(shared):.1f} ({min(shared)} – {max(shared)})", *spread])
+        same = f"{sum(shared) / len(shared):.1f} ({min(shared)} – {max(shared)})"
+        lines.append([f"{pool:,}", case, same, *spread])
     first = rows[0]
-    head = ["Φ fitted on", "of 32 the same", "distance in the embedding", "distance in features"]
+    head = ["pool", "Φ fitted on", "of 32 the same", "distance in the embedding", "distance in features"]
     return (
-        f"{performance.markdown(head, lines, 'lrrr')}\n\n{first['device']}, commit {first['commit']}, "
-        f"{len({row['seed'] for row in rows})} seeds, {first['patches']:,} patches: "
-        f"`{' '.join(first['command'])}`; mean (least – most).\n"
+        f"{performance.markdown(head, lines, 'llrrr')}\n\n{first['device']}, commit {first['commit']}, "
+        f"{len({row['seed'] for row in rows})} seeds: `{' '.join(first['command'])}`; "
+        "mean (least – most).\n"
     )
 
 
