@@ -20,7 +20,7 @@ from meal_gpu.grid import Grid
 from meal_gpu.images.opening import SHARE, Given, open_images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named, require_place
 from meal_gpu.ledger import Ledger
-from meal_gpu.manifold import Manifold
+from meal_gpu.manifold import LIMIT, Manifold
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
 from meal_gpu.pool import FEATURES, ScoredPool, Settings
@@ -132,6 +132,7 @@ def acquire(
     seed: int = 0,
     grid: tuple[int, int] = (4, 4),
     candidates: int = 200,
+    manifold_limit: int = LIMIT,
     features: str = "crop",
     layer: str | None = None,
     size: tuple[int, int] | None = None,
@@ -159,6 +160,8 @@ def acquire(
         seed: of all draws. One seed, and one ledger, give one query.
         grid: rows and columns of patches; the ledger's own where one is given.
         candidates: N_I, how many patches of highest entropy enter the second stage.
+        manifold_limit: patches that Φ is fitted on where it is fitted here; see docs/SCALE.md for what a
+            share of the pool costs.
         features: "crop": of a patch's own pixels, as in the paper; "shared": of the pass that scores.
         layer: name of the submodule whose output [B, D, h, w] gives features; None: the encoder, where
             `adapt` knows it.
@@ -188,6 +191,8 @@ def acquire(
     needs = strategies.needed(strategy, measure)
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature must be above 0, got {temperature}")
+    if manifold_limit < 4:
+        raise InputError(f"manifold_limit must be at least 4, got {manifold_limit}")
     if passes < 1:
         raise InputError(f"passes must be at least 1, got {passes}")
     for what, value, known in (
@@ -210,7 +215,7 @@ def acquire(
         )
     settings = Settings(
         candidates=max(candidates, n), features=features, seed=seed, step=max(1, ledger.last_step() + 1),
-        measure=measure, passes=passes, temperature=temperature,
+        limit=manifold_limit, measure=measure, passes=passes, temperature=temperature,
     )  # fmt: skip
     image_set = ImageSet(
         source, select_for(where, ops),

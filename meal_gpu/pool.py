@@ -36,6 +36,7 @@ class Settings:
     dimension: int = 2
     build: str = "auto"
     deterministic: bool = True
+    limit: int = LIMIT
     measure: str = "entropy"
     passes: int = 8
     temperature: float = 1.0
@@ -169,7 +170,7 @@ class ScoredPool:
             patches = torch.arange(len(self._images) * self._grid.patches_per_image)
             if self._absent is not None:
                 patches = patches[~torch.isin(patches, self._absent)]
-            features = self.features(patches[subsample(len(patches), LIMIT, seed)])
+            features = self.features(patches[subsample(len(patches), self._settings.limit, seed)])
             self.require_finite()
             self._manifold = self.fitted = self._fit(features, seed)
         return self._manifold
@@ -181,7 +182,7 @@ class ScoredPool:
         s = self._settings
         return Manifold.fit(
             features, seed=seed, neighbors=s.neighbors, min_dist=s.min_dist, dimension=s.dimension,
-            build=s.build, deterministic=s.deterministic, check=False, ops=self.ops,
+            limit=len(features), build=s.build, deterministic=s.deterministic, check=False, ops=self.ops,
         )  # fmt: skip
 
     def uniforms(self, purpose: str, n: int) -> torch.Tensor:

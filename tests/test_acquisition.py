@@ -18,7 +18,7 @@ from meal_gpu.acquisition import Query, acquire
 from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
-from meal_gpu.manifold import Manifold
+from meal_gpu.manifold import Manifold, subsample
 from meal_gpu.models import Builder, Network, Segmenter
 from meal_gpu.ops import reference
 from meal_gpu.pool import ScoredPool, Settings
@@ -144,6 +144,22 @@ def test_meal_fits_the_manifold_on_every_patch_where_none_is_given(
     own = Manifold.fit(manifold.features, seed=rng.integer(4, 0, "manifold"))
     expected = ask(model, 5, "meal", own, seed=4)
     assert torch.equal(ask(model, 5, "meal", seed=4).patch_ids, expected.patch_ids)
+
+
+def test_the_manifold_is_fitted_on_as_many_patches_as_asked_for(model: Segmenter) -> None:
+    rows = subsample(48, 12, rng.integer(4, 0, "manifold"))
+    features = patch_features(ImageSet(IMAGES, reference), rows, model, GRID)
+    part = Manifold.fit(features, seed=rng.integer(4, 0, "manifold"))
+    expected = ask(model, 5, "meal", part, seed=4)
+    found = ask(model, 5, "meal", seed=4, manifold_limit=12)
+    assert found.candidates is not None and expected.candidates is not None
+    assert torch.equal(found.candidates[1], expected.candidates[1])
+    assert torch.equal(found.patch_ids, expected.patch_ids)
+    # That of the candidates holds all of them, however many these are
+    free, limited = (ask(model, 5, "meal-ft", seed=4, manifold_limit=limit) for limit in (50_000, 12))
+    assert torch.equal(free.patch_ids, limited.patch_ids)
+    with pytest.raises(InputError, match="manifold_limit must be at least 4, got 3"):
+        ask(model, 5, "meal", manifold_limit=3)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -36,6 +36,7 @@ from meal_gpu.images.probing import ON_BAD, Problem
 from meal_gpu.images.sources import Images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named
 from meal_gpu.ledger import Ledger
+from meal_gpu.manifold import LIMIT
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
 from meal_gpu.pool import SHARED, ScoredPool, Settings
@@ -128,7 +129,8 @@ def _ask(
     scaled = () if work.temperature == 1 else (work.temperature,)
     fingerprinted = (*described, work.precision, work.ops, mask, *scaled)
     key = fingerprint(model, *fingerprinted)
-    kept = Kept(ledger_path, feature_space(model, described))
+    space = described if plan.manifold_limit == LIMIT else (*described, plan.manifold_limit)
+    kept = Kept(ledger_path, feature_space(model, space))
     manifold = kept.manifold()
     shards = Shards(plan.cache or str(kept.folder), key)
     scored, fresh, failed = scored_pool(
@@ -152,8 +154,8 @@ def _ask(
     excluded, step = _excluded(plan.exclude, ledger, torch.cat([invalid, absent]))
     count, n = _count(plan, ledger, excluded)
     settings = Settings(
-        max(plan.candidates, n), plan.features, plan.seed, step, measure=plan.measure, passes=plan.passes,
-        temperature=work.temperature,
+        max(plan.candidates, n), plan.features, plan.seed, step, limit=plan.manifold_limit,
+        measure=plan.measure, passes=plan.passes, temperature=work.temperature,
     )  # fmt: skip
     pool = ScoredPool(
         work.image_set(source, listing.names), network, ledger, n, settings, manifold, excluded=excluded,

@@ -7,6 +7,7 @@ from meal_gpu.annotate.budget import Budget
 from meal_gpu.annotate.cost import CostModel
 from meal_gpu.images.headers import Size
 from meal_gpu.images.opening import SHARE
+from meal_gpu.manifold import LIMIT
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Plan:
     seed: int = 0
     grid: tuple[int, int] = (4, 4)
     candidates: int = 200
+    manifold_limit: int = LIMIT
     features: str = "crop"
     size: Size | None = None
     window: Size | None = None
