@@ -20,6 +20,7 @@ from meal_gpu.ledger import Ledger
 
 s3fs = pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
+fault = pytest.mark.fault
 SIZE = (64, 96)
 FRAMES = 8
 
@@ -123,6 +124,7 @@ def scores(out: Path, called: Callable[[str], str] = str) -> dict[str, list[floa
     return {called(names[image]): group["score"].tolist() for image, group in table.groupby("image")}
 
 
+@fault("data", "frames in an object store are damaged or of another size", "named; or left out and listed")
 def test_bad_frames_are_left_out_and_named(store: str, tmp_path: Path) -> None:
     system = s3fs.S3FileSystem()
     system.pipe_file("fleet/mixed/0.png", _png(SIZE))

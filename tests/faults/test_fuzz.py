@@ -5,12 +5,14 @@ import random
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -26,6 +28,7 @@ from meal_gpu.config import Config
 from meal_gpu.data.folder import read_classes
 from meal_gpu.errors import MealGpuError
 from meal_gpu.images.listing import list_images
+from meal_gpu.images.tars import members
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.record import RunFolder
@@ -124,6 +127,9 @@ def world(tiny: Config, scenes: Path, tmp_path_factory: pytest.TempPathFactory) 
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     asked = Asked.read(root / "query")
+    with tarfile.open(root / "shard.tar", "w") as tar:
+        for path in sorted((scenes / "leftImg8bit/train").rglob("*.png"))[:3]:
+            tar.add(path, path.name)
     for form in ("cvat", "segmentation-mask", "label-studio", "coco", "csv"):
         formats.export(asked, root / form, form=form)
     return root
@@ -132,6 +138,7 @@ def world(tiny: Config, scenes: Path, tmp_path_factory: pytest.TempPathFactory) 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a ledger": ("pool.parquet", Ledger.read),
     "a manifest": ("query/query.parquet", lambda path: list_images(str(path))),
+    "a tar shard": ("shard.tar", lambda path: members(LocalFileSystem(), str(path), str(path), "")),
     "Φ of a run": ("run/manifold/umap.safetensors", Manifold.load),
     "the config.toml of a run": ("run/config.toml", lambda path: RunFolder.resume(path.parent)),
 }

@@ -21,6 +21,7 @@ from meal_gpu.images.content import contents, span
 from meal_gpu.images.listing import list_images
 from meal_gpu.images.opening import open_files, open_listing
 
+fault = pytest.mark.fault
 SIZE = (24, 40)
 CPU = torch.device("cpu")
 
@@ -136,6 +137,7 @@ def test_an_index_that_cannot_be_kept_stops_nothing(tmp_path: Path, cache: Path)
     assert list_images(str(write(tmp_path / "a.tar", samples(0)))).names == ("a/0000.png",)
 
 
+@fault("data", "a tar shard that is cut off, compressed or not there", "named, before anything is scored")
 def test_faulty_shards_are_named(tmp_path: Path) -> None:
     whole = write(tmp_path / "whole.tar", samples(0, 1))
     content = whole.read_bytes()
@@ -158,6 +160,7 @@ def test_faulty_shards_are_named(tmp_path: Path) -> None:
         list_images(str(write(tmp_path / "twice.tar", {"0.jpg": png(0), "0.png": png(0)})))
 
 
+@fault("data", "a tar shard shrinks or goes after it was listed", "the image is named, with both sizes")
 def test_a_shard_that_changes_after_it_was_listed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", samples(0, 1))
     last = list_images(str(path)).files[-1]
@@ -169,6 +172,7 @@ def test_a_shard_that_changes_after_it_was_listed(tmp_path: Path) -> None:
         contents([last])
 
 
+@fault("data", "an image within a tar shard is damaged", "named, with its shard")
 def test_a_damaged_image_within_a_shard_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", {"0000.png": png(0), "0001.png": b"no image"})
     with pytest.raises(DataError, match=r"a\.tar#\d+\+8/0001\.png: "):
