@@ -146,8 +146,10 @@ def _row(row: str, path: Path) -> str:
         f"![Learning curves on CamVid]({folder}/compare/curves.svg)\n\n"
         f"CamVid, 367 + 101 images, {config.architecture} network, encoder "
         f"{'fine-tuned' if config.finetune else 'frozen'}, {config.epochs} epochs after each of "
-        f"{len(runs[0].steps) - 1} steps and {config.final_epochs} after the last, validated every "
-        f"{config.validate_every}; {last['labelled']} patches ({last['share']:.2%}) at the end.\n\n"
+        f"{len(runs[0].steps) - 1} steps ({config.final_epochs} after the last), validated after every "
+        f"{config.validate_every}; {last['labelled']} patches ({last['share']:.2%}) at the end. The paper's "
+        f"figures are of {'the same network' if config.architecture == 'paper' else 'a larger network'}, "
+        "validated after every epoch.\n\n"
         f"{table}\n\n"
         + "\n\n".join(notes)
         + "\n\nEach seed has its own initial patches, the same for all strategies. The records, and what "

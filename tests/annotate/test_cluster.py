@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -153,7 +154,8 @@ def test_the_scheduler_is_killed(
     out.mkdir()
     job = subprocess.Popen(
         [sys.executable, "-m", "meal_gpu", *options(frames, out, "--cluster", address, seconds=0.02)],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(TESTS)},
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while len(list((out / "pool.cache").glob("[!.]*.parquet"))) < 3 and time.monotonic() < deadline:
