@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from known import Known, chosen, generic, select
 
+from meal_gpu import ops
 from meal_gpu.errors import ConfigError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
@@ -182,7 +183,8 @@ def test_a_strategy_says_what_it_needs(name: str) -> None:
     select(name, pool)
     strategy = get(name)
     found = needed(name, "entropy")
-    assert {what for what in pool.asked if what in ("classes", "boundary")} == set(found)
+    besides = {"classes", "boundary", *ops.MEASURES} - {"entropy"}
+    assert besides & {*pool.asked} == set(found)
     assert ("members" in pool.asked) == strategy.members == takes_members(name, "entropy")
     assert ("manifold" in pool.asked) == strategy.manifold
     pool.asked.clear()
