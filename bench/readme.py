@@ -1,5 +1,6 @@
 """Rewrite the README's tables from committed records, rows and the code: `python -m bench.readme`."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -187,8 +188,9 @@ def _sweep() -> str:
 
 def main() -> None:
     readme = ROOT / "README.md"
+    os.chdir(ROOT)  # compare.csv holds the paths of the runs as they are given
     for row in TABLE1.iterdir():
-        compare.write(compare.compare(compare.gather([row])), row / "compare")
+        compare.write(compare.compare(compare.gather([row.relative_to(ROOT)])), row / "compare")
     for device, rows in performance.committed().items():
         draw(rows, performance.PLOTS[device])
     for page, made in ((readme, render), (SCALE, render_scale)):
