@@ -26,11 +26,15 @@ def render(readme: str) -> str:
     blocks = {
         "camvid": _table1(), "strategies": _strategies(), "sweep": _sweep(), "performance": speed,
     }  # fmt: skip
+    return _filled(readme, blocks)
+
+
+def _filled(page: str, blocks: dict[str, str]) -> str:
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
-        readme, count = pattern.subn(lambda match, block=block: match[1] + block + match[2], readme)
-        assert count == 1, f"the README has {count} blocks called {name}"
-    return readme
+        page, count = pattern.subn(lambda match, block=block: match[1] + block + match[2], page)
+        assert count == 1, f"the page has {count} blocks called {name}"
+    return page
 
 
 def render_scale(page: str) -> str:
@@ -40,11 +44,7 @@ def render_scale(page: str) -> str:
     large = "\n\n".join(_large(group) for _, group in results.grouped(rows, lambda row: row["device"]))
     hours = "\n\n".join(_hours(rows) for rows in performance.committed().values())
     blocks = {"large": large, "subsample": _subsample(harness.read(SUBSAMPLE)), "hours": hours}
-    for name, block in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
-        page, count = pattern.subn(lambda match, block=block: match[1] + block + "\n" + match[2], page)
-        assert count == 1, f"docs/SCALE.md has {count} blocks called {name}"
-    return page
+    return _filled(page, {name: f"{block}\n" for name, block in blocks.items()})
 
 
 def _hours(rows: list[dict[str, Any]]) -> str:
@@ -58,14 +58,10 @@ def _hours(rows: list[dict[str, Any]]) -> str:
         }  # fmt: skip
         seconds, row = min(each.items())
         whole += seconds
-        lines.append(
-            [
-                case.replace("_", " "),
-                results.sizes(row),
-                results.seconds(seconds),
-                f"{seconds * 1e8 / 3600:,.0f}",
-            ]
-        )
+        lines.append([
+            case.replace("_", " "), results.sizes(row), results.seconds(seconds),
+            f"{seconds * 1e8 / 3600:,.0f}",
+        ])  # fmt: skip
     lines.append(["all", "", results.seconds(whole), f"{whole * 1e8 / 3600:,.0f}"])
     first = rows[0]
     return (
@@ -128,35 +124,38 @@ def _table1() -> str:
 
 def _row(row: str, path: Path) -> str:
     compared = compare.compare(compare.gather([path]))
-    text = compare.markdown(compared)
-    runs = [report.load(folder.parent) for folder in sorted(path.glob("*/config.toml"))]
-    config, last = runs[0].config, runs[0].steps[-1]
-    lines = []
-    for summary in compared.summaries:
-        final = {run.config.seed: run for run in runs if run.config.strategy == summary.label}
-        scores = ", ".join(f"{run.steps[-1]['mean_iou']:.3f}" for _, run in sorted(final.items()))
-        lines.append([
-            summary.label, scores, tables.with_bounds(summary.final), tables.with_bounds(summary.area),
+    first = compared.summaries[0]
+    config = first.group.curves[0].config
+    lines = [
+        [
+            summary.label, ", ".join(f"{curve.score[-1]:.3f}" for curve in summary.group.curves),
+            tables.with_bounds(summary.final), tables.with_bounds(summary.area),
             f"{ROWS[row].paper[summary.label]:.3f}",
-        ])  # fmt: skip
+        ]
+        for summary in compared.summaries
+    ]  # fmt: skip
     head = ["strategy", "final mIoU, each seed", "mean [95 %]", "AUBC [95 %]", "paper, final mIoU"]
     table = performance.markdown(head, lines, "lrrrr")
-    notes = [line for line in text.splitlines() if line.startswith(("**Verdict", "Environment"))]
     folder = path.relative_to(ROOT)
     return (
         f"![Learning curves on CamVid]({folder}/compare/curves.svg)\n\n"
         f"CamVid, 367 + 101 images, {config.architecture} network, encoder "
         f"{'fine-tuned' if config.finetune else 'frozen'}, {config.epochs} epochs after each of "
-        f"{len(runs[0].steps) - 1} steps ({config.final_epochs} after the last), validated after every "
-        f"{config.validate_every}; {last['labelled']} patches ({last['share']:.2%}) at the end. The paper's "
-        f"figures are of {'the same network' if config.architecture == 'paper' else 'a larger network'}, "
+        f"{len(first.labelled) - 1} steps ({config.final_epochs} after the last), validated after every "
+        f"{config.validate_every}; {first.labelled[-1]} patches ({first.share[-1]:.2%}) at the end. "
+        f"The paper's figures are of {'the same' if config.architecture == 'paper' else 'a larger'} network, "
         "validated after every epoch.\n\n"
         f"{table}\n\n"
-        + "\n\n".join(notes)
+        + "\n\n".join(_notes(compare.markdown(compared)))
         + "\n\nEach seed has its own initial patches, the same for all strategies. The records, and what "
         f"`meal-gpu compare` makes of them, lie in `{folder}`; `python -m bench.table1 {row}` runs them "
         f"(`meal-gpu run {' '.join(ROWS[row].options)} …`).\n\n"
     )
+
+
+def _notes(text: str) -> list[str]:
+    """The lines of a comparison that say where it was run, and what it shows."""
+    return [line for line in text.splitlines() if line.startswith(("Environment", "**Verdict"))]
 
 
 def _strategies() -> str:
@@ -173,8 +172,7 @@ def _sweep() -> str:
     first = report.load(runs[0])
     text = compare.markdown(compare.compare(compare.gather([SWEEP])))
     intro, *sections = text.split("\n## ")
-    verdict = next(line for line in intro.splitlines() if line.startswith("**Verdict"))
-    environment = next(line for line in intro.splitlines() if line.startswith("Environment"))
+    environment, verdict = _notes(intro)
     shown = [section.partition("\n\n") for section in sections if section.startswith(("Strategies", "Pairs"))]
     tables = "\n\n".join(f"**{title}**\n\n{body.strip()}" for title, _, body in shown)
     config = first.config

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 import typer
 
+from bench import harness
 from meal_gpu import config as configs
 from meal_gpu import rng
 from meal_gpu.learner import new_model
 from meal_gpu.manifold import Manifold, subsample
-from meal_gpu.ops import Ops, select_for
+from meal_gpu.ops import Ops
 from meal_gpu.preparation import Silent, load, resolve
 from meal_gpu.record import environment
 from meal_gpu.scoring import patch_features
@@ -36,7 +37,7 @@ def described(root: Path, weights: str) -> tuple[torch.Tensor, Ops]:
     grid = experiment.oracle.grid
     patches = torch.arange(len(experiment.pool) * grid.patches_per_image)
     features = patch_features(experiment.pool, patches, new_model(experiment, 0), grid)
-    return features.cpu(), select_for(experiment.pool.device, "auto")
+    return features.cpu(), experiment.pool.ops
 
 
 def chosen(manifold: Manifold, candidates: torch.Tensor, seed: int, ops: Ops) -> torch.Tensor:
@@ -74,15 +75,15 @@ def measured(features: torch.Tensor, seed: int, ops: Ops) -> list[dict[str, Any]
     queries["all but the 200"] = chosen(unseen, drawn, seed, ops)
     for share in SHARES:
         queries[f"1 of {share}"] = chosen(fitted(len(features) // share, seed), drawn, seed, ops)
-    embedding = whole.transform(drawn).cpu()
+    spaces = {"features": drawn, "embedding": whole.transform(drawn).cpu()}
+    chance = {
+        name: float(np.mean([error(points, rows) for rows in random])) for name, points in spaces.items()
+    }
     return [
         {
             "fitted on": case, "seed": seed, "patches": len(features),
             "shared": len({*rows.tolist()} & {*queries["all"].tolist()}),
-            **{
-                where: error(points, rows) / float(np.mean([error(points, other) for other in random]))
-                for where, points in (("features", drawn), ("embedding", embedding))
-            },
+            **{name: error(points, rows) / chance[name] for name, points in spaces.items()},
         }
         for case, rows in queries.items()
     ]  # fmt: skip
@@ -96,15 +97,14 @@ def main(
 ) -> None:
     features, ops = described(root, encoder_weights)
     known = environment(torch.device("cpu")) | {"command": ["python", "-m", "bench.subsample"]}
-    rows = []
     # A smaller pool too: is it the share that counts, or the number of patches that Φ is fitted on?
-    for pool in (features, features[subsample(len(features), len(features) // SMALLER, 0)]):
-        for seed in range(seeds):
-            found = measured(pool, seed, ops)
-            rows += found
-            print(json.dumps(found), flush=True)
-    if out is not None:
-        out.write_text("".join(json.dumps(row | known) + "\n" for row in rows), encoding="utf-8")
+    smaller = features[subsample(len(features), len(features) // SMALLER, 0)]
+    with harness.recording(out) as write:
+        for pool in (features, smaller):
+            for seed in range(seeds):
+                rows = measured(pool, seed, ops)
+                print(json.dumps(rows), flush=True)
+                write([row | known for row in rows])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from meal_gpu.errors import DataError, UnavailableError
@@ -35,6 +36,11 @@ def span(file: str) -> Span:
         return Span(file, None, None)
     url, offset, size = found.groups()
     return Span(url, int(offset), int(offset) + int(size))
+
+
+def aside(folder: Path, place: int, file: str) -> Path:
+    """Where a URL's bytes lie for a while: names are of one length, so that none begins another."""
+    return folder / f"{place:06d}{PurePosixPath(file).suffix.lower()}"
 
 
 def filesystem(url: str) -> tuple[Any, str]:

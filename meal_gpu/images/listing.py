@@ -124,8 +124,8 @@ def _tars(given: str) -> Listing:
     system, path = filesystem(given)
     try:
         # A name that is there is no pattern, whatever brackets it has
-        if system.exists(path):
-            plain, shards = path, {path: system.info(path)}
+        if (info := _info(system, path)) is not None:
+            plain, shards = path, {path: info}
         else:
             plain, shards = re.split(r"[*?[]", path)[0], system.glob(path, detail=True)
         shards = {shard: info for shard, info in shards.items() if info["type"] == "file"}
@@ -250,15 +250,18 @@ def _remote_stamps(urls: Iterable[str]) -> dict[str, str | None]:
 
 
 def _asked(system: Any, paths: list[str]) -> dict[str, Mapping[str, Any]]:
-    def info(path: str) -> Mapping[str, Any] | None:
-        try:
-            found: Mapping[str, Any] = system.info(path)
-        except FileNotFoundError:
-            return None
-        return found
-
     with ThreadPoolExecutor(_QUESTIONS) as pool:
-        return {path: found for path, found in zip(paths, pool.map(info, paths), strict=True) if found}
+        answers = pool.map(lambda path: _info(system, path), paths)
+        return {path: found for path, found in zip(paths, answers, strict=True) if found}
+
+
+def _info(system: Any, path: str) -> Mapping[str, Any] | None:
+    """What a file system says of a path; None where nothing is there."""
+    try:
+        found: Mapping[str, Any] = system.info(path)
+    except FileNotFoundError:
+        return None
+    return found
 
 
 def _remote_stamp(info: Mapping[str, Any]) -> str:

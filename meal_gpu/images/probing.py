@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from meal_gpu.errors import DataError
-from meal_gpu.images.content import fetch, is_url
+from meal_gpu.images.content import aside, fetch, is_url
 from meal_gpu.images.headers import Size, image_size, inspect
 from meal_gpu.images.loader import decode
 
@@ -121,7 +121,7 @@ def looks(
                 return Look(file, None, str(content))
             if content is None:
                 return Look.at(Path(file), steps)
-            path = Path(folder) / f"{place:06d}{PurePosixPath(file).suffix.lower()}"
+            path = aside(Path(folder), place, file)
             path.write_bytes(content)
             found = Look.at(path, steps)
             path.unlink()

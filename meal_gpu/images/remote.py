@@ -5,12 +5,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
 from meal_gpu.errors import DataError
-from meal_gpu.images.content import contents, is_url
+from meal_gpu.images.content import aside, contents, is_url
 from meal_gpu.images.headers import Size, image_size
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.sources import at_once
@@ -117,11 +117,7 @@ class _Fetched:
 def _fetched(files: Sequence[str], folder: Path) -> _Fetched:
     """Fetch what is remote into `folder`, all files of a file system at once."""
     folder.mkdir(exist_ok=True)
-    # The names are of one length, so that none begins another
-    paths = [
-        folder / f"{place:06d}{PurePosixPath(file).suffix.lower()}" if is_url(file) else Path(file)
-        for place, file in enumerate(files)
-    ]
+    paths = [aside(folder, place, file) if is_url(file) else Path(file) for place, file in enumerate(files)]
     remote = [place for place, file in enumerate(files) if is_url(file)]
     for place, content in zip(remote, contents([files[place] for place in remote]), strict=True):
         paths[place].write_bytes(content)

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from acquire_command import acquire, options
 from PIL import Image
-from typer.testing import CliRunner
 
-from meal_gpu import cli
 from meal_gpu.cluster import connected
 from meal_gpu.errors import ConfigError, DataError, MealGpuError, RunError, UnavailableError
 from meal_gpu.ledger import Ledger
@@ -36,24 +35,6 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = np.kron(coarse, np.ones((40, 40, 1), np.uint8)).astype(np.uint8)
         Image.fromarray(image).save(folder / f"{number:03d}.jpg", quality=80)
     return folder
-
-
-def options(frames: Path, out: Path, *more: object, **arguments: object) -> list[str]:
-    given: list[object] = [
-        "acquire", "--images", frames, "--model", "shard_networks:troubled", "--shard", 40, "-n", "20patches",
-        "--strategy", "entropy", "--ledger", out / "pool.parquet", "--out", out / "query", "--device", "cpu",
-        *more,
-    ]  # fmt: skip
-    for key, value in arguments.items():
-        given += ["--model-arg", f"{key}={value}"]
-    return [str(a) for a in given]
-
-
-def acquire(*given: object, **arguments: object) -> str:
-    result = CliRunner().invoke(cli.app, options(*given, **arguments))  # type: ignore[arg-type]
-    if result.exit_code:
-        raise result.exception or RuntimeError(result.output)
-    return re.sub(r"\s+", " ", result.output)
 
 
 def files(folder: Path) -> dict[str, bytes]:

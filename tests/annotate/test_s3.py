@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from acquire_command import acquire as asked
 from data_samples import random_image, smooth_image
 from PIL import Image
-from typer.testing import CliRunner
 
-from meal_gpu import cli
 from meal_gpu.errors import DataError, UnavailableError
 from meal_gpu.images.content import contents
 from meal_gpu.images.listing import list_images
@@ -64,15 +63,7 @@ def store(frames: Path) -> Iterator[str]:
 
 
 def acquire(images: str | Path, out: Path, *more: object) -> str:
-    given = [
-        "acquire", "--images", images, "--model", "shard_networks:troubled", "--shard", 3, "-n", "10patches",
-        "--strategy", "entropy", "--ledger", out / "pool.parquet", "--out", out / "query", "--device", "cpu",
-        *more,
-    ]  # fmt: skip
-    result = CliRunner().invoke(cli.app, [str(value) for value in given])
-    if result.exit_code:
-        raise result.exception or RuntimeError(result.output)
-    return " ".join(result.output.split())
+    return asked(images, out, "--shard", 3, "-n", "10patches", *more)
 
 
 @pytest.fixture(scope="module")
