@@ -30,13 +30,17 @@ class Row:
 _FROZEN = {"random": 0.509, "entropy": 0.516, "meal": 0.558, "meal-ft": 0.573, "supervised": 0.635}
 _FINETUNED = {"random": 0.520, "entropy": 0.528, "meal": 0.540, "meal-ft": 0.596, "supervised": 0.730}
 _SMP = ("--architecture", "smp")
+_IMAGE = ("--set", "context=image")
 ROWS = {
     "frozen": Row(("--preset", "camvid"), _FROZEN),
     "finetuned": Row(("--preset", "camvid-finetune"), _FINETUNED),
     "frozen-smp": Row(("--preset", "camvid", *_SMP), _FROZEN),
     "finetuned-smp": Row(("--preset", "camvid-finetune", *_SMP), _FINETUNED),
+    "frozen-image": Row(("--preset", "camvid", *_IMAGE), _FROZEN),
+    "finetuned-image": Row(("--preset", "camvid-finetune", *_IMAGE), _FINETUNED),
     # What two cores do in about two hours: a validation takes as long as 4 epochs
     "frozen-smp-cpu": Row(("--preset", "camvid", *_SMP, "--set", "validate_every=5"), _FROZEN),
+    "frozen-smp-image-cpu": Row(("--preset", "camvid", *_SMP, *_IMAGE, "--set", "validate_every=5"), _FROZEN),
 }
 
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from meal_gpu import rng
 from meal_gpu.inference import autocast
 from meal_gpu.memory import Halving
-from meal_gpu.models import Output, Segmenter
+from meal_gpu.models import Segmenter
 from meal_gpu.oracle import Oracle
 from meal_gpu.passes import LOWER
+from meal_gpu.patchwise import Decode, patch_decoder
 from meal_gpu.scoring import ImageSet
 
 # Pixels of every patch and of every validation image
@@ -57,27 +58,28 @@ def labelled_pixels(
     """Logits [K, C], train ids [K] of pixels of the labelled patches [M], seen as in training."""
     model.eval()
     draws = rng.stream(seed, step, "calibration")
-    device, size = oracle.images.device, oracle.sample_size
-    # Most of what is drawn from a whole image is void
-    count = PER_PATCH * math.prod(size) // (oracle.grid.patch_height * oracle.grid.patch_width)
+    device, grid = oracle.images.device, oracle.grid
+    decode = patch_decoder(model, grid, oracle.context, device)
+    size = oracle.sample_size
     what = f"a forward pass of {size[0]}×{size[1]} pixels in {precision}"
     halving = Halving(_AT_ONCE, device, what, LOWER)
     parts = []
     for batch in torch.split(patches, _AT_ONCE):
-        revealed = oracle.samples(batch, model)
-        assert revealed.labels is not None
+        pixels, labels = oracle.samples(batch, model)
+        assert labels is not None
+        run = partial(_logits, model, decode, pixels, oracle.shown(batch)[1])
         with autocast(device, precision):
-            run = partial(_logits, model, revealed.pixels)
             logits = torch.cat([part for _, part in halving.over(len(batch), run)])
-        padded = model.padded_size(size)
-        parts.append(sampled(logits, revealed.labels, padded, model.align_corners, oracle.void, draws, count))
+        patch = grid.patch_height, grid.patch_width
+        parts.append(sampled(logits, labels, patch, True, oracle.void, draws, PER_PATCH))
     values, truth = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(truth)
 
 
-def _logits(model: Segmenter, pixels: torch.Tensor, rows: slice) -> torch.Tensor:
-    output: Output = model(pixels[rows])
-    return output.logits
+def _logits(
+    model: Segmenter, decode: Decode, pixels: torch.Tensor, within: torch.Tensor, rows: slice
+) -> torch.Tensor:
+    return decode(model.encode(pixels[rows]), within[rows])
 
 
 @torch.inference_mode()

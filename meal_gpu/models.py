@@ -39,6 +39,15 @@ class Output(NamedTuple):
     features: torch.Tensor
 
 
+class DecoderParts(NamedTuple):
+    """DeepLabV3+'s decoder: `fuse` takes ASPP after `after`, upsampled, beside `high` after `reduce`."""
+
+    aspp: nn.Module
+    after: nn.Module
+    reduce: nn.Module
+    fuse: nn.Module
+
+
 class Network(Protocol):
     """What scoring asks of a model: called on normalised [B, 3, H, W] images, it returns an `Output`.
 
@@ -92,6 +101,13 @@ class Segmenter(nn.Module):
         decoded = self.decoder([encoded.high, encoded.high, encoded.high, encoded.deep])
         logits: torch.Tensor = self.classifier(decoded)
         return logits
+
+    def decoder_parts(self) -> DecoderParts:
+        """For those who run them one by one: see `patchwise`."""
+        decoder: Any = self.decoder
+        if isinstance(decoder, _PaperDecoder):
+            return DecoderParts(decoder.aspp, nn.Identity(), decoder.reduce, decoder.fuse)
+        return DecoderParts(decoder.aspp[0], decoder.aspp[1:], decoder.block1, decoder.block2)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.encode(images).deep

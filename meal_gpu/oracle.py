@@ -10,7 +10,6 @@ from meal_gpu.images.headers import Size
 from meal_gpu.images.sources import Images, windows
 from meal_gpu.models import Network
 from meal_gpu.ops import Ops, Patches
-from meal_gpu.ops.reference import patch_of_pixels
 
 _AT_ONCE = 32  # patches
 
@@ -24,8 +23,7 @@ class Oracle:
         labels: uint8 [N, H, W] train ids; on the images' device where these are resident there.
         grid: the patches of an image.
         void: the id that is no class.
-        context: what training sees around a patch: "patch", nothing, or "image", its whole image, in which
-            no other pixel has a label.
+        context: what training sees around a patch: "patch", nothing, or "image", its whole image.
     """
 
     images: Images
@@ -58,20 +56,34 @@ class Oracle:
 
     @property
     def sample_size(self) -> Size:
-        """(height, width) of what `samples` gives."""
+        """(height, width) of what the network is shown of a patch."""
         grid = self.grid
         patch = grid.patch_height, grid.patch_width
         return patch if self.context == "patch" else (grid.height, grid.width)
 
+    def shown(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches [M] -> ids [M] of what the network is shown, and the patch counted within it [M]."""
+        if self.context == "patch":
+            return patches, torch.zeros_like(patches)
+        return patches // self.grid.patches_per_image, patches % self.grid.patches_per_image
+
     def samples(self, patches: torch.Tensor, model: Network) -> Patches:
-        """What training sees of patches [M]: as `reveal`, but of `sample_size`, and void around the patch."""
+        """What training has of patches [M]: pixels of `sample_size`, labels as `reveal` gives them."""
         if self.context == "patch":
             return self.reveal(patches, model)
-        image, cell = patches // self.grid.patches_per_image, patches % self.grid.patches_per_image
-        pixels, labels = replace(self, grid=Grid(1, 1, *self.sample_size), context="patch").reveal(
-            image, model
+        whole = replace(self, grid=Grid(1, 1, *self.sample_size), context="patch")
+        return Patches(whole.reveal(self.shown(patches)[0], model).pixels, self.truth(patches))
+
+    def truth(self, patches: torch.Tensor) -> torch.Tensor:
+        """[M] ids -> labels uint8 [M, ph, pw] on the images' device; void where an image ends before."""
+        grid = self.grid
+        patches = patches.to(self.labels.device, non_blocking=True)
+        image, cell = patches // grid.patches_per_image, patches % grid.patches_per_image
+        down, across = (
+            torch.arange(side, device=patches.device) for side in (grid.patch_height, grid.patch_width)
         )
-        assert labels is not None
-        cell = cell.to(labels.device, non_blocking=True)
-        inside = patch_of_pixels(self.grid, labels.device) == cell[:, None, None]
-        return Patches(pixels, labels.where(inside, self.void))
+        y = (cell // grid.columns * grid.patch_height)[:, None, None] + down[:, None]
+        x = (cell % grid.columns * grid.patch_width)[:, None, None] + across
+        there = self.labels[image[:, None, None], y.clamp(max=grid.height - 1), x.clamp(max=grid.width - 1)]
+        inside = (y < grid.height) & (x < grid.width)
+        return there.where(inside, self.void).to(self.images.device)

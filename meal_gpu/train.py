@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +17,7 @@ from meal_gpu.memory import explained
 from meal_gpu.models import Encoded, Segmenter
 from meal_gpu.ops import Patches
 from meal_gpu.oracle import Oracle
+from meal_gpu.patchwise import patch_decoder
 from meal_gpu.scoring import Advance
 
 _LOWER = (
@@ -138,10 +140,9 @@ def _epoch(
     rows = split(order, schedule.batch_size)
     for batch in rows:
         with autocast(total.device, schedule.precision):
-            encoded, labels = batches(batch)
-            logits = model.decode(encoded)
+            logits, labels = batches(batch)
         optimiser.zero_grad(set_to_none=True)
-        loss = cross_entropy(model, logits, labels, void)
+        loss = cross_entropy(logits, labels, void)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         total += loss.detach()
@@ -159,17 +160,14 @@ def split(order: torch.Tensor, size: int) -> list[torch.Tensor]:
     return parts
 
 
-def cross_entropy(model: Segmenter, logits: torch.Tensor, labels: torch.Tensor, void: int) -> torch.Tensor:
-    """Mean over the pixels that are not void, at full resolution; 0 where all are void."""
-    height, width = labels.shape[1:]
-    padded = model.padded_size((height, width))
-    full = F.interpolate(logits.float(), size=padded, mode="bilinear", align_corners=model.align_corners)
-    total = F.cross_entropy(full[..., :height, :width], labels.long(), ignore_index=void, reduction="sum")
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, void: int) -> torch.Tensor:
+    """Mean over the pixels [B, H, W] that are not void, of logits [B, C, H, W]; 0 where all are void."""
+    total = F.cross_entropy(logits, labels.long(), ignore_index=void, reduction="sum")
     return total / (labels != void).sum().clamp(min=1)
 
 
 class _Batches:
-    """Encoded patches with their labels. A frozen encoder runs once over all patches where they fit.
+    """Logits of patches with their labels. A frozen encoder runs once over what it is shown, where that fits.
 
     Patches of images that do not live on the device are fetched once, where they fit.
     """
@@ -178,31 +176,39 @@ class _Batches:
         self._model = model
         self._patches = patches
         self._oracle = oracle
+        self._decode = patch_decoder(model, oracle.grid, oracle.context, oracle.images.device)
         self._kept: tuple[Encoded, torch.Tensor] | None = None
         self._revealed: Patches | None = None
+        shown, self._within = oracle.shown(patches)
         size = len(patches) * math.prod(oracle.sample_size) * _PIXEL_BYTES
         if oracle.images.resident is None and size <= schedule.cache_bytes:
             self._revealed = oracle.samples(patches, model)
         if not model.frozen:
             return
         model.eval()
-        parts: list[tuple[Encoded, torch.Tensor]] = []
-        for rows in torch.split(torch.arange(len(patches)), schedule.batch_size):
+        parts: list[Encoded] = []
+        first, row = np.unique(shown.cpu().numpy(), return_index=True, return_inverse=True)[1:]
+        for rows in torch.split(torch.from_numpy(first), schedule.batch_size):
             with autocast(oracle.images.device, schedule.precision):
-                part = self._encode(self._reveal(rows))
-            if sum(x.nbytes for x in part[0]) * len(patches) > schedule.cache_bytes * len(rows):
+                part = self._encode(self._reveal(rows).pixels)
+            if sum(x.nbytes for x in part) * len(first) > schedule.cache_bytes * len(rows):
                 return
             parts.append(part)
-        encoded = Encoded(*(torch.cat([part[0][k] for part in parts]) for k in range(len(Encoded._fields))))
-        self._kept = encoded, torch.cat([part[1] for part in parts])
+        encoded = Encoded(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
+        self._row = torch.from_numpy(row).to(encoded.deep.device)
+        self._kept = encoded, oracle.truth(patches)
         self._revealed = None  # no longer asked for
 
-    def __call__(self, rows: torch.Tensor) -> tuple[Encoded, torch.Tensor]:
+    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [B, C, ph, pw] and uint8 [B, ph, pw] of these of the patches."""
+        within = self._within[rows.to(self._within.device)]
         if self._kept is None:
-            return self._encode(self._reveal(rows))
+            pixels, labels = self._reveal(rows)
+            assert labels is not None
+            return self._decode(self._encode(pixels), within), labels
         encoded, labels = self._kept
         at = rows.to(labels.device)
-        return Encoded(*(part[at] for part in encoded)), labels[at]
+        return self._decode(Encoded(*(part[self._row[at]] for part in encoded)), within), labels[at]
 
     def _reveal(self, rows: torch.Tensor) -> Patches:
         if self._revealed is not None:
@@ -212,7 +218,6 @@ class _Batches:
             return Patches(pixels[at], labels[at])
         return self._oracle.samples(self._patches[rows], self._model)
 
-    def _encode(self, patches: Patches) -> tuple[Encoded, torch.Tensor]:
-        assert patches.labels is not None
+    def _encode(self, pixels: torch.Tensor) -> Encoded:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._model.frozen):
-            return self._model.encode(patches.pixels), patches.labels
+            return self._model.encode(pixels)

@@ -1,12 +1,14 @@
 """Temperature scaling and calibration error, on logits of which the right answer is known."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import calibrated
 from small_networks import Painted, paint
 
 from meal_gpu import rng
@@ -22,8 +24,10 @@ from meal_gpu.calibration import (
 )
 from meal_gpu.grid import Grid
 from meal_gpu.images.sources import Resident
+from meal_gpu.models import Builder, Encoded
 from meal_gpu.ops import reference
 from meal_gpu.oracle import Oracle
+from meal_gpu.patchwise import upsampled
 from meal_gpu.scoring import ImageSet
 
 VOID = 255
@@ -153,9 +157,19 @@ def oracle(labels: torch.Tensor) -> Oracle:
     return Oracle(Resident(paint(CLASSES)), labels, GRID, reference, VOID)
 
 
+class Shades(Painted):
+    """In two parts, as our own networks."""
+
+    def encode(self, images: torch.Tensor) -> Encoded:
+        return Encoded(images, images)
+
+    def decode(self, encoded: Encoded) -> torch.Tensor:
+        return self(encoded.high).logits
+
+
 def test_pixels_of_labelled_patches_and_no_others() -> None:
     patches = torch.tensor([0, 3, 5, 6, 7, 10, 12, 15, 18, 19])  # more than pass at once
-    found = labelled_pixels(Painted(), patches, oracle(CLASSES), "float32", 0, 1)
+    found = labelled_pixels(Shades(), patches, oracle(CLASSES), "float32", 0, 1)
     assert len(found[1]) == len(patches) * PER_PATCH
     assert torch.equal(found[0].argmax(dim=1), found[1])  # logits and labels of the same pixels
     # labels of all other patches are other ones: no difference
@@ -163,14 +177,32 @@ def test_pixels_of_labelled_patches_and_no_others() -> None:
     for patch in patches.tolist():
         left, top, right, bottom = GRID.boxes([patch])[0]
         other[patch // 4, top:bottom, left:right] = CLASSES[patch // 4, top:bottom, left:right]
-    again = labelled_pixels(Painted(), patches, oracle(other), "float32", 0, 1)
+    again = labelled_pixels(Shades(), patches, oracle(other), "float32", 0, 1)
     assert torch.equal(found[0], again[0])
     assert torch.equal(found[1], again[1])
     # other pixels in another step, and for another seed
     for seed, step in ((0, 2), (1, 1)):
         assert not torch.equal(
-            labelled_pixels(Painted(), patches, oracle(CLASSES), "float32", seed, step)[0], found[0]
+            labelled_pixels(Shades(), patches, oracle(CLASSES), "float32", seed, step)[0], found[0]
         )
+
+
+@torch.inference_mode()
+def test_within_their_images_patches_have_the_logits_of_the_images() -> None:
+    model, patches = calibrated(Builder("smp", 6, "none"), 0), torch.tensor([0, 3, 6, 19])
+    within = replace(oracle(CLASSES), context="image")
+    logits, truth = labelled_pixels(model, patches, within, "float32", 0, 1)
+    images = reference.normalise(paint(CLASSES)[patches // 4], model.mean, model.std)
+    whole = upsampled(model, model(images).logits, (32, 48))
+    labels = CLASSES[patches // 4]
+    boxes = [tuple(box) for box in GRID.boxes(patches.numpy()).tolist()]
+    cut = [(whole[i, :, y:b, x:r], labels[i, y:b, x:r]) for i, (x, y, r, b) in enumerate(boxes)]
+    expected = sampled(
+        torch.stack([part for part, _ in cut]), torch.stack([part for _, part in cut]), (16, 24), True, VOID,
+        rng.stream(0, 1, "calibration"), PER_PATCH,
+    )  # fmt: skip
+    assert torch.equal(truth, expected[1])
+    torch.testing.assert_close(logits, expected[0], rtol=0, atol=1e-3 * float(expected[0].std()))
 
 
 def test_pixels_of_validation_images() -> None:
@@ -185,5 +217,5 @@ def test_pixels_of_validation_images() -> None:
 
 def test_a_network_that_is_too_unsure_is_cooled() -> None:
     """It is always right, with logits -0.01 · distance²: the lowest temperature is the best."""
-    found = labelled_pixels(Painted(sharpness=0.01), torch.arange(8), oracle(CLASSES), "float32", 0, 1)
+    found = labelled_pixels(Shades(sharpness=0.01), torch.arange(8), oracle(CLASSES), "float32", 0, 1)
     assert fit_temperature(*found) == pytest.approx(LIMITS[0], rel=1e-2)

@@ -23,7 +23,7 @@ ROWS = (
     ("ops", "frame", "metrics", "images", "statistics"),
     ("ledger",),
     ("data", "models", "manifold", "convolution"),
-    ("inference", "adapters", "strategies", "windowed", "checkpoint"),
+    ("inference", "adapters", "strategies", "windowed", "patchwise", "checkpoint"),
     ("passes",),
     ("scoring", "oracle"),
     ("committee",),

@@ -1,5 +1,7 @@
 """The oracle: labels of what was asked for, nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ def test_labels_and_images_must_agree() -> None:
 
 @pytest.mark.parametrize("in_files", [False, True])
 @pytest.mark.parametrize("grid", [Grid(2, 2, 32, 32), Grid(3, 2, 32, 32)])
-def test_a_patch_within_its_image_is_the_image_with_the_labels_of_the_patch(
+def test_of_a_patch_within_its_image_the_whole_image_is_shown_with_the_labels_of_the_patch(
     in_files: bool, grid: Grid
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -47,15 +49,14 @@ def test_a_patch_within_its_image_is_the_image_with_the_labels_of_the_patch(
     oracle = Oracle(source, labels, grid, reference, void=255, context="image")
     patches = torch.tensor([grid.patches_per_image + 3, 1, 2])
     assert oracle.sample_size == (32, 32)
+    shown, within = oracle.shown(patches)
+    assert (shown.tolist(), within.tolist()) == ([1, 0, 0], [3, 1, 2])
     pixels, truth = oracle.samples(patches, model)
+    assert torch.equal(pixels, reference.normalise(images, model.mean, model.std)[shown])
+    expected = replace(oracle, context="patch").reveal(patches, model).labels
     assert truth is not None
-    whole = reference.normalise(images, model.mean, model.std)
-    assert torch.equal(pixels, whole[[1, 0, 0]])
-    for image, found, box in zip((1, 0, 0), truth, grid.boxes(patches.numpy()).tolist(), strict=True):
-        left, top, right, bottom = box
-        expected = torch.full_like(labels[0], 255)
-        expected[top:bottom, left:right] = labels[image, top:bottom, left:right]
-        assert torch.equal(found, expected)
+    assert expected is not None
+    assert torch.equal(truth, expected)
 
 
 def test_a_patch_alone_is_what_is_revealed() -> None:

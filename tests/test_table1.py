@@ -17,7 +17,10 @@ EXPECTED = {
     "finetuned": PRESETS["camvid-finetune"],
     "frozen-smp": PRESETS["camvid"].replace(architecture="smp"),
     "finetuned-smp": PRESETS["camvid-finetune"].replace(architecture="smp"),
+    "frozen-image": PRESETS["camvid"].replace(context="image"),
+    "finetuned-image": PRESETS["camvid-finetune"].replace(context="image"),
     "frozen-smp-cpu": PRESETS["camvid"].replace(architecture="smp", validate_every=5),
+    "frozen-smp-image-cpu": PRESETS["camvid"].replace(architecture="smp", context="image", validate_every=5),
 }
 
 
