@@ -17,7 +17,7 @@ from meal_gpu.errors import MealGpuError
 HERE = Path(__file__).parent
 # In this order, what a whole acquisition is made of comes before it
 ORDER = ("patch_entropy", "confusion", "gather", "kmeans_plusplus", "selection", "diversity", "decode",
-         "forward", "neighbors", "umap", "scaling", "acquisition", "scale")  # fmt: skip
+         "forward", "neighbors", "umap", "scaling", "training", "acquisition", "scale")  # fmt: skip
 LONG = ("scale",)  # run where they are named
 WIDTH = 200
 

@@ -18,5 +18,5 @@ step "$python" -m pytest -m gpu --junitxml="$out/gpu-tests.xml"
 step "$python" -m bench.parity --out "$out/gpu-parity.jsonl"
 step "$python" -m bench acquisition --device cuda --seconds 360 --out "$out/gpu-acquisition.jsonl"
 step "$python" -m bench patch_entropy forward gather confusion decode kmeans_plusplus selection diversity neighbors \
-    scaling umap scale --device cuda --seconds 360 --out "$out/gpu.jsonl"
+    scaling umap training scale --device cuda --seconds 360 --out "$out/gpu.jsonl"
 exit $failed

@@ -291,6 +291,15 @@ def test_every_contender_gives_what_it_should(name: str, limits: Any) -> None:
         assert worth(each.quality), (each.contender, each.quality)
 
 
+def test_training_within_images_has_their_logits(limits: Any) -> None:
+    from bench import bench_training
+    from bench.harness import measure, narrowed
+
+    chosen = narrowed(next(bench_training.cases(CPU)), [bench_training.OURS])
+    (row,) = measure(replace(chosen, seconds=0.0, least=1, memory=False), CPU, limits)
+    assert 0 < row.quality["relative error"] < 1e-5
+
+
 def test_every_form_of_entropy_is_the_same(limits: Any) -> None:
     from bench import bench_patch_entropy
     from bench.harness import measure

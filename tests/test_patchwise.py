@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from networks import calibrated
 
 from meal_gpu.grid import Grid
+from meal_gpu.inference import autocast
 from meal_gpu.models import ARCHITECTURES, Builder, Segmenter
 from meal_gpu.patchwise import Patchwise, patch_decoder, upsampled
 
@@ -141,3 +142,30 @@ def test_alone_a_patch_is_the_whole_image_of_the_network(model: Segmenter) -> No
         expected = upsampled(model, model.decode(encoded), (30, 45))
         assert torch.equal(decode(encoded, torch.tensor([0, 3, 1])), expected)
     assert isinstance(patch_decoder(model, grid, "image", torch.device("cpu")), Patchwise)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_gpu_has_the_logits_and_the_gradients_of_the_cpu(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    grid, patches = Grid(4, 4, 120, 160), torch.tensor([0, 6, 11, 14])
+    images = pictures(len(patches), grid)
+    logits, gradients = [], []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        model = calibrated(Builder(architecture, 5, "none"), 0).to(device)
+        found = Patchwise(model, grid, device)(model.encode(images.to(device)), patches)
+        found.square().mean().backward()  # type: ignore[no-untyped-call]
+        logits.append(found.detach().cpu())
+        gradients.append({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None})
+    close(logits[1], logits[0])
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-3 * scale, msg=name)
+    with torch.inference_mode(), autocast(torch.device("cuda"), "bfloat16"):
+        half = Patchwise(model, grid, device)(model.encode(images.to(device)), patches)
+    error = (half.cpu() - logits[0]).norm() / logits[0].norm()
+    assert half.dtype == torch.float32
+    assert 0 < float(error) < 0.05
