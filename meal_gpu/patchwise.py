@@ -16,7 +16,7 @@ Decode = Callable[[Encoded, torch.Tensor], torch.Tensor]
 
 def patch_decoder(model: Segmenter, grid: Grid, context: str, device: torch.device) -> Decode:
     """How the logits of patches come from what is encoded: patches, or images for a `context` of "image"."""
-    if context == "image":
+    if context == "image" and grid.patches_per_image > 1:
         return Patchwise(model, grid, device)
     size = grid.patch_height, grid.patch_width
 
@@ -162,7 +162,11 @@ def _atrous(
         else:  # the outer taps never meet the map
             weight = weight.narrow(2 + axis, 1, 1)
         taps.append(places)
-    found = F.conv2d(_cut(ringed, *taps), weight, stride=weight.shape[2:], groups=convolution.groups)
+    found = _cut(ringed, *taps)
+    if weight.shape[1:] == (1, 1, 1):  # torch would loop over the channels
+        found = found * weight[:, 0]
+    else:
+        found = F.conv2d(found, weight, stride=weight.shape[2:], groups=convolution.groups)
     for layer in layers[1:]:
         found = layer(found)
     return found

@@ -141,7 +141,9 @@ def test_alone_a_patch_is_the_whole_image_of_the_network(model: Segmenter) -> No
         encoded = model.encode(patches)
         expected = upsampled(model, model.decode(encoded), (30, 45))
         assert torch.equal(decode(encoded, torch.tensor([0, 3, 1])), expected)
-    assert isinstance(patch_decoder(model, grid, "image", torch.device("cpu")), Patchwise)
+    for pieces, expected in ((Grid(2, 2, 60, 90), True), (Grid(1, 1, 60, 90), False)):
+        within = patch_decoder(model, pieces, "image", torch.device("cpu"))
+        assert isinstance(within, Patchwise) is expected
 
 
 @pytest.mark.gpu

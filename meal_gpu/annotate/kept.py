@@ -30,7 +30,11 @@ _AT_ONCE = 16  # files that are read together
 
 
 class Kept:
-    """The folder `pool.cache` of a ledger `pool.parquet`; deleting it costs time only."""
+    """The folder `pool.cache` of a ledger `pool.parquet`.
+
+    Deleting it costs time, and has Φ fitted anew: to all frames that the pool has by then, where the kept one
+    is of those of the first query, as in the paper.
+    """
 
     def __init__(self, ledger: Path, space: str) -> None:
         self.folder = ledger.with_suffix(".cache")
