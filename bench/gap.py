@@ -112,7 +112,11 @@ def main(
     if unknown := set(variant or ()) - set(VARIANTS):
         raise typer.BadParameter(f"unknown variant {min(unknown)}; known: {', '.join(VARIANTS)}")
     base = configs.PRESETS["camvid"].replace(
-        root=str(root), encoder_weights=encoder_weights, architecture=architecture, device="auto"
+        context="patch",
+        root=str(root),
+        encoder_weights=encoder_weights,
+        architecture=architecture,
+        device="auto",
     )
     experiment = load(resolve(base), Silent())
     for name in variant or VARIANTS:

@@ -7,13 +7,12 @@ from typing import Any
 
 from bench import harness, performance, results
 from bench.plot import draw
-from bench.table1 import FOLDER, ROWS
+from bench.table1 import FOLDER, PAPER, ROWS
 from meal_gpu import compare, report
 from meal_gpu.compare import tables
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
-TABLE1 = ROOT / FOLDER
 SWEEP = ROOT / "runs" / "synthetic-sweep"
 SCALE = ROOT / "docs" / "SCALE.md"
 SUBSAMPLE = ROOT / "bench" / "results" / "subsample.jsonl"
@@ -118,39 +117,40 @@ def _large(rows: list[dict[str, Any]]) -> str:
 
 
 def _table1() -> str:
-    """Our rows of the paper's Table 1 beside its figures."""
-    return "".join(_row(row, path) for row in ROWS if (path := TABLE1 / row).is_dir())
-
-
-def _row(row: str, path: Path) -> str:
-    compared = compare.compare(compare.gather([path]))
-    first = compared.summaries[0]
-    config = first.group.curves[0].config
+    """Our runs of the paper's Table 1 beside its figures."""
+    compared = compare.compare(compare.gather(_rows(ROOT)))
     lines = [
         [
             summary.label, ", ".join(f"{curve.score[-1]:.3f}" for curve in summary.group.curves),
             tables.with_bounds(summary.final), tables.with_bounds(summary.area),
-            f"{ROWS[row].paper[summary.label]:.3f}",
+            f"{PAPER[config.finetune][config.strategy]:.3f}",
         ]
         for summary in compared.summaries
+        for config in [summary.group.curves[0].config]
     ]  # fmt: skip
     head = ["strategy", "final mIoU, each seed", "mean [95 %]", "AUBC [95 %]", "paper, final mIoU"]
-    table = performance.markdown(head, lines, "lrrrr")
-    folder = path.relative_to(ROOT)
+    first = compared.summaries[0]
+    config = first.group.curves[0].config
+    folder = FOLDER.as_posix()
     return (
         f"![Learning curves on CamVid]({folder}/compare/curves.svg)\n\n"
         f"CamVid, 367 + 101 images, {config.architecture} network, encoder "
         f"{'fine-tuned' if config.finetune else 'frozen'}, {config.epochs} epochs after each of "
         f"{len(first.labelled) - 1} steps ({config.final_epochs} after the last), validated after every "
-        f"{config.validate_every}; {first.labelled[-1]} patches ({first.share[-1]:.2%}) at the end. "
+        f"{config.validate_every}; {first.labelled[-1]} patches ({first.share[-1]:.2%}) at the end. With "
+        "`context=image` training sees a patch within its image, with `patch` it sees the patch alone. "
         f"The paper's figures are of {'the same' if config.architecture == 'paper' else 'a larger'} network, "
         "validated after every epoch.\n\n"
-        f"{table}\n\n"
+        f"{performance.markdown(head, lines, 'lrrrr')}\n\n"
         + "\n\n".join(_notes(compare.markdown(compared)))
         + "\n\nEach seed has its own initial patches, the same for all strategies. The records, and what "
-        f"`meal-gpu compare` makes of them, lie in `{folder}`; `python -m bench.table1 {row}` runs them "
-        f"(`meal-gpu run {' '.join(ROWS[row].options)} …`).\n\n"
+        f"`meal-gpu compare` makes of them, lie in `{folder}`; "
+        f"`python -m bench.table1 {' '.join(path.name for path in _rows(ROOT))}` runs them.\n\n"
     )
+
+
+def _rows(root: Path) -> list[Path]:
+    return [path for row in ROWS if (path := root / FOLDER / row).is_dir()]
 
 
 def _notes(text: str) -> list[str]:
@@ -187,8 +187,7 @@ def _sweep() -> str:
 def main() -> None:
     readme = ROOT / "README.md"
     os.chdir(ROOT)  # compare.csv holds the paths of the runs as they are given
-    for row in TABLE1.iterdir():
-        compare.write(compare.compare(compare.gather([row.relative_to(ROOT)])), row / "compare")
+    compare.write(compare.compare(compare.gather(_rows(Path()))), FOLDER / "compare")
     for device, rows in performance.committed().items():
         draw(rows, performance.PLOTS[device])
     for page, made in ((readme, render), (SCALE, render_scale)):

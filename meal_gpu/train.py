@@ -167,7 +167,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, void: int) -> torc
 
 
 class _Batches:
-    """Logits of patches with their labels. A frozen encoder runs once over what it is shown, where that fits.
+    """Logits of patches with their labels. A frozen encoder runs once over what it is shown, if that fits.
 
     Patches of images that do not live on the device are fetched once, where they fit.
     """
@@ -177,27 +177,35 @@ class _Batches:
         self._patches = patches
         self._oracle = oracle
         self._decode = patch_decoder(model, oracle.grid, oracle.context, oracle.images.device)
-        self._kept: tuple[Encoded, torch.Tensor] | None = None
         self._revealed: Patches | None = None
         shown, self._within = oracle.shown(patches)
         size = len(patches) * math.prod(oracle.sample_size) * _PIXEL_BYTES
         if oracle.images.resident is None and size <= schedule.cache_bytes:
             self._revealed = oracle.samples(patches, model)
-        if not model.frozen:
-            return
-        model.eval()
+        self._kept: Encoded | None = None
+        if model.frozen:
+            self._keep(shown, schedule)
+
+    def _keep(self, shown: torch.Tensor, schedule: Schedule) -> None:
+        """Encode what is `shown` of the patches [M], each image once, until the cache is full."""
+        self._model.eval()
+        free = schedule.cache_bytes
         parts: list[Encoded] = []
         first, row = np.unique(shown.cpu().numpy(), return_index=True, return_inverse=True)[1:]
         for rows in torch.split(torch.from_numpy(first), schedule.batch_size):
-            with autocast(oracle.images.device, schedule.precision):
+            with autocast(self._oracle.images.device, schedule.precision):
                 part = self._encode(self._reveal(rows).pixels)
-            if sum(x.nbytes for x in part) * len(first) > schedule.cache_bytes * len(rows):
-                return
+            free -= sum(maps.nbytes for maps in part)
+            if free < 0:
+                break
             parts.append(part)
-        encoded = Encoded(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
-        self._row = torch.from_numpy(row).to(encoded.deep.device)
-        self._kept = encoded, oracle.truth(patches)
-        self._revealed = None  # no longer asked for
+        if not parts:
+            return
+        self._kept = Encoded(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
+        self._labels = self._oracle.truth(self._patches)
+        self._row = torch.from_numpy(row)
+        if len(self._kept.deep) == len(first):
+            self._revealed = None  # no longer asked for
 
     def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [B, C, ph, pw] and uint8 [B, ph, pw] of these of the patches."""
@@ -206,9 +214,17 @@ class _Batches:
             pixels, labels = self._reveal(rows)
             assert labels is not None
             return self._decode(self._encode(pixels), within), labels
-        encoded, labels = self._kept
-        at = rows.to(labels.device)
-        return self._decode(Encoded(*(part[self._row[at]] for part in encoded)), within), labels[at]
+        return self._decode(self._found(rows, self._kept), within), self._labels[rows.to(self._labels.device)]
+
+    def _found(self, rows: torch.Tensor, kept: Encoded) -> Encoded:
+        place = self._row[rows]
+        known = place < len(kept.deep)
+        encoded = Encoded(*(maps[place.where(known, 0).to(maps.device)] for maps in kept))
+        if not known.all():
+            fresh = self._encode(self._reveal(rows[~known]).pixels)
+            for maps, part in zip(encoded, fresh, strict=True):
+                maps[(~known).nonzero()[:, 0].to(maps.device)] = part
+        return encoded
 
     def _reveal(self, rows: torch.Tensor) -> Patches:
         if self._revealed is not None:

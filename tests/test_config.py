@@ -29,6 +29,7 @@ def test_presets_are_the_rows_of_table_1(preset: str, row: tuple[str, bool, int,
     assert (c.architecture, c.encoder_weights, c.grid, c.candidates) == ("paper", "imagenet", (4, 4), 200)
     assert (c.epochs, c.final_epochs, c.batch_size, c.learning_rate) == (25, 32, 8, 1e-3)
     assert (c.decay_every, c.keep, c.manifold_dimension, c.steps) == (0, "best", 2, None)
+    assert c.context == "image"  # measured: patches alone lie far below the paper
 
 
 def test_every_preset_is_a_row_or_a_dataset_of_its_own() -> None:

@@ -12,15 +12,16 @@ from meal_gpu import cli
 from meal_gpu.config import PRESETS, Config
 from meal_gpu.sweep.request import FILE, Sweep, read
 
+TWO_CORES = PRESETS["camvid"].replace(architecture="smp", validate_every=5)
 EXPECTED = {
     "frozen": PRESETS["camvid"],
     "finetuned": PRESETS["camvid-finetune"],
     "frozen-smp": PRESETS["camvid"].replace(architecture="smp"),
     "finetuned-smp": PRESETS["camvid-finetune"].replace(architecture="smp"),
-    "frozen-image": PRESETS["camvid"].replace(context="image"),
-    "finetuned-image": PRESETS["camvid-finetune"].replace(context="image"),
-    "frozen-smp-cpu": PRESETS["camvid"].replace(architecture="smp", validate_every=5),
-    "frozen-smp-image-cpu": PRESETS["camvid"].replace(architecture="smp", context="image", validate_every=5),
+    "frozen-patch": PRESETS["camvid"].replace(context="patch"),
+    "finetuned-patch": PRESETS["camvid-finetune"].replace(context="patch"),
+    "frozen-smp-cpu": TWO_CORES.replace(context="image"),
+    "frozen-smp-patch-cpu": TWO_CORES.replace(context="patch"),
 }
 
 
