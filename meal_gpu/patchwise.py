@@ -87,7 +87,7 @@ class _Axis(NamedTuple):
 def _axis(
     cells: int, patch: int, length: int, padded: int, reach: tuple[int, int], device: torch.device
 ) -> _Axis:
-    high, deep = padded // 4, padded // 16
+    high, deep = padded // 4, padded // 16  # both upsamplings align the corners
     pixels = torch.arange(cells)[:, None] * patch + torch.arange(patch)
     at = pixels.clamp(max=length - 1).double() * (high - 1) / (padded - 1)
     rows = _window(at, reach[1], high)
