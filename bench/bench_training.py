@@ -37,8 +37,8 @@ def case(device: torch.device, architecture: str) -> Case:
         encode(model, torch.randn(BATCH, 3, *size, generator=draws).to(device), precision)
         for size in ((GRID.height, GRID.width), (GRID.patch_height, GRID.patch_width))
     )
-    optimiser = torch.optim.Adam(model.classifier.parameters(), lr=0.0)  # all rounds are of one network
-    optimiser.add_param_group({"params": [*model.decoder.parameters()]})
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(trainable, lr=0.0)  # all rounds are of one network
     within, by_itself = Patchwise(model, GRID, device), patch_decoder(model, GRID, "patch", device)
 
     def whole(maps: Encoded) -> torch.Tensor:

@@ -112,12 +112,9 @@ def main(
     if unknown := set(variant or ()) - set(VARIANTS):
         raise typer.BadParameter(f"unknown variant {min(unknown)}; known: {', '.join(VARIANTS)}")
     base = configs.PRESETS["camvid"].replace(
-        context="patch",
-        root=str(root),
-        encoder_weights=encoder_weights,
-        architecture=architecture,
+        context="patch", root=str(root), encoder_weights=encoder_weights, architecture=architecture,
         device="auto",
-    )
+    )  # fmt: skip
     experiment = load(resolve(base), Silent())
     for name in variant or VARIANTS:
         for seed in range(seeds):

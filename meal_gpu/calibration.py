@@ -60,7 +60,7 @@ def labelled_pixels(
     draws = rng.stream(seed, step, "calibration")
     device, grid = oracle.images.device, oracle.grid
     decode = patch_decoder(model, grid, oracle.context, device)
-    size = oracle.sample_size
+    size, patch = oracle.sample_size, (grid.patch_height, grid.patch_width)
     what = f"a forward pass of {size[0]}×{size[1]} pixels in {precision}"
     halving = Halving(_AT_ONCE, device, what, LOWER)
     parts = []
@@ -70,7 +70,6 @@ def labelled_pixels(
         run = partial(_logits, model, decode, pixels, oracle.shown(batch)[1])
         with autocast(device, precision):
             logits = torch.cat([part for _, part in halving.over(len(batch), run)])
-        patch = grid.patch_height, grid.patch_width
         parts.append(sampled(logits, labels, patch, True, oracle.void, draws, PER_PATCH))
     values, truth = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(truth)

@@ -10,6 +10,7 @@ from meal_gpu.images.headers import Size
 from meal_gpu.images.sources import Images, windows
 from meal_gpu.models import Network
 from meal_gpu.ops import Ops, Patches
+from meal_gpu.ops.reference import pixels_of_patches
 
 _AT_ONCE = 32  # patches
 
@@ -76,14 +77,7 @@ class Oracle:
 
     def truth(self, patches: torch.Tensor) -> torch.Tensor:
         """[M] ids -> labels uint8 [M, ph, pw] on the images' device; void where an image ends before."""
-        grid = self.grid
-        patches = patches.to(self.labels.device, non_blocking=True)
-        image, cell = patches // grid.patches_per_image, patches % grid.patches_per_image
-        down, across = (
-            torch.arange(side, device=patches.device) for side in (grid.patch_height, grid.patch_width)
-        )
-        y = (cell // grid.columns * grid.patch_height)[:, None, None] + down[:, None]
-        x = (cell % grid.columns * grid.patch_width)[:, None, None] + across
-        there = self.labels[image[:, None, None], y.clamp(max=grid.height - 1), x.clamp(max=grid.width - 1)]
-        inside = (y < grid.height) & (x < grid.width)
-        return there.where(inside, self.void).to(self.images.device)
+        here = patches.to(self.labels.device, non_blocking=True)
+        size = self.grid.patch_height, self.grid.patch_width
+        at, inside = pixels_of_patches(here, self.grid, size)
+        return self.labels[at].masked_fill(~inside, self.void).to(self.images.device)

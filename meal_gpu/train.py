@@ -167,7 +167,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, void: int) -> torc
 
 
 class _Batches:
-    """Logits of patches with their labels. A frozen encoder runs once over what it is shown, if that fits.
+    """Logits of patches with their labels. A frozen encoder runs once over as much as fits.
 
     Patches of images that do not live on the device are fetched once, where they fit.
     """

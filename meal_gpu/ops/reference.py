@@ -194,26 +194,37 @@ def gather_patches(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
 ) -> Patches:
-    height, width = padded or (grid.patch_height, grid.patch_width)
-    patches = patches.to(images.device)
+    at, inside = pixels_of_patches(
+        patches.to(images.device), grid, padded or (grid.patch_height, grid.patch_width)
+    )
+    pixels = normalise(images[at], mean, std) * inside[:, None]
+    pixels = pixels.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return Patches(pixels, None if labels is None else labels[at].masked_fill(~inside, void))
+
+
+def pixels_of_patches(
+    patches: torch.Tensor, grid: Grid, size: tuple[int, int]
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Where the pixels of patches [M], filled up to `size`, lie in [N, H, W, ...], and which are theirs.
+
+    The first is an index whose parts have the shape [M, h, w] together, the second bool [M, h, w].
+    """
+    height, width = size
     image = patches // grid.patches_per_image
     row = patches % grid.patches_per_image // grid.columns
     column = patches % grid.columns
-    down = torch.arange(height, device=images.device)
-    across = torch.arange(width, device=images.device)
+    down = torch.arange(height, device=patches.device)
+    across = torch.arange(width, device=patches.device)
     y = (row * grid.patch_height)[:, None] + down
     x = (column * grid.patch_width)[:, None] + across
     inside_y = (down < grid.patch_height) & (y < grid.height)
     inside_x = (across < grid.patch_width) & (x < grid.width)
-    inside = inside_y[:, :, None] & inside_x[:, None, :]
     at = (
         image[:, None, None],
         y.clamp(max=grid.height - 1)[:, :, None],
         x.clamp(max=grid.width - 1)[:, None, :],
     )
-    pixels = normalise(images[at], mean, std) * inside[:, None]
-    pixels = pixels.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return Patches(pixels, None if labels is None else labels[at].masked_fill(~inside, void))
+    return at, inside_y[:, :, None] & inside_x[:, None, :]
 
 
 def normalise(
