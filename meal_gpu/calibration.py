@@ -65,9 +65,8 @@ def labelled_pixels(
     halving = Halving(_AT_ONCE, device, what, LOWER)
     parts = []
     for batch in torch.split(patches, _AT_ONCE):
-        pixels, labels = oracle.samples(batch, model)
-        assert labels is not None
-        run = partial(_logits, model, decode, pixels, oracle.shown(batch)[1])
+        labels = oracle.truth(batch)
+        run = partial(_logits, model, decode, oracle.pixels(batch, model), oracle.shown(batch)[1])
         with autocast(device, precision):
             logits = torch.cat([part for _, part in halving.over(len(batch), run)])
         parts.append(sampled(logits, labels, patch, True, oracle.void, draws, PER_PATCH))

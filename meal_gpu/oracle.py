@@ -68,12 +68,12 @@ class Oracle:
             return patches, torch.zeros_like(patches)
         return patches // self.grid.patches_per_image, patches % self.grid.patches_per_image
 
-    def samples(self, patches: torch.Tensor, model: Network) -> Patches:
-        """What training has of patches [M]: pixels of `sample_size`, labels as `reveal` gives them."""
+    def pixels(self, patches: torch.Tensor, model: Network) -> torch.Tensor:
+        """What the network is shown of patches [M]: normalised float32 [M, 3, *sample_size]."""
         if self.context == "patch":
-            return self.reveal(patches, model)
+            return self.reveal(patches, model).pixels
         whole = replace(self, grid=Grid(1, 1, *self.sample_size), context="patch")
-        return Patches(whole.reveal(self.shown(patches)[0], model).pixels, self.truth(patches))
+        return whole.reveal(self.shown(patches)[0], model).pixels
 
     def truth(self, patches: torch.Tensor) -> torch.Tensor:
         """[M] ids -> labels uint8 [M, ph, pw] on the images' device; void where an image ends before."""

@@ -15,7 +15,6 @@ from meal_gpu.evaluate import Evaluation
 from meal_gpu.inference import autocast
 from meal_gpu.memory import explained
 from meal_gpu.models import Encoded, Segmenter
-from meal_gpu.ops import Patches
 from meal_gpu.oracle import Oracle
 from meal_gpu.patchwise import patch_decoder
 from meal_gpu.scoring import Advance
@@ -24,7 +23,7 @@ _LOWER = (
     "Set a smaller batch_size (which is another result, so it is not done unasked), lower cache_gib or "
     "pool_share, compute in bfloat16, or end other programs on the device"
 )
-_PIXEL_BYTES = 3 * 4 + 1  # float32 colours and a label
+_PIXEL_BYTES = 3 * 4  # float32 colours
 
 
 @dataclass(frozen=True)
@@ -167,73 +166,61 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, void: int) -> torc
 
 
 class _Batches:
-    """Logits of patches with their labels. A frozen encoder runs once over as much as fits.
+    """Logits of patches with their labels.
 
-    Patches of images that do not live on the device are fetched once, where they fit.
+    What would be made anew in every epoch is kept where it fits: the outputs of a frozen encoder, and for one
+    that is trained the pixels that do not live on the device.
     """
 
     def __init__(self, model: Segmenter, patches: torch.Tensor, oracle: Oracle, schedule: Schedule) -> None:
         self._model = model
-        self._patches = patches
         self._oracle = oracle
         self._decode = patch_decoder(model, oracle.grid, oracle.context, oracle.images.device)
-        self._revealed: Patches | None = None
+        self._labels = oracle.truth(patches)
         shown, self._within = oracle.shown(patches)
-        size = len(patches) * math.prod(oracle.sample_size) * _PIXEL_BYTES
-        if oracle.images.resident is None and size <= schedule.cache_bytes:
-            self._revealed = oracle.samples(patches, model)
-        self._kept: Encoded | None = None
+        first, place = np.unique(shown.cpu().numpy(), return_index=True, return_inverse=True)[1:]
+        self._place = torch.from_numpy(place)
+        self._once = patches[torch.from_numpy(first).to(patches.device)]  # one for each that is shown
+        self._pixels: torch.Tensor | None = None
+        self._encoded: Encoded | None = None
+        size = len(first) * math.prod(oracle.sample_size) * _PIXEL_BYTES
         if model.frozen:
-            self._keep(shown, schedule)
+            self._encoded = self._encodings(schedule)
+        elif oracle.images.resident is None and size <= schedule.cache_bytes:
+            self._pixels = oracle.pixels(self._once, model)
 
-    def _keep(self, shown: torch.Tensor, schedule: Schedule) -> None:
-        """Encode what is `shown` of the patches [M], each image once, until the cache is full."""
+    def _encodings(self, schedule: Schedule) -> Encoded | None:
         self._model.eval()
         free = schedule.cache_bytes
         parts: list[Encoded] = []
-        first, row = np.unique(shown.cpu().numpy(), return_index=True, return_inverse=True)[1:]
-        for rows in torch.split(torch.from_numpy(first), schedule.batch_size):
+        for places in torch.split(torch.arange(len(self._once)), schedule.batch_size):
             with autocast(self._oracle.images.device, schedule.precision):
-                part = self._encode(self._reveal(rows).pixels)
+                part = self._encode(places)
             free -= sum(maps.nbytes for maps in part)
             if free < 0:
                 break
             parts.append(part)
-        if not parts:
-            return
-        self._kept = Encoded(*(torch.cat(maps) for maps in zip(*parts, strict=True)))
-        self._labels = self._oracle.truth(self._patches)
-        self._row = torch.from_numpy(row)
-        if len(self._kept.deep) == len(first):
-            self._revealed = None  # no longer asked for
+        return Encoded(*(torch.cat(maps) for maps in zip(*parts, strict=True))) if parts else None
 
     def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [B, C, ph, pw] and uint8 [B, ph, pw] of these of the patches."""
-        within = self._within[rows.to(self._within.device)]
-        if self._kept is None:
-            pixels, labels = self._reveal(rows)
-            assert labels is not None
-            return self._decode(self._encode(pixels), within), labels
-        return self._decode(self._found(rows, self._kept), within), self._labels[rows.to(self._labels.device)]
+        at, places = rows.to(self._labels.device), self._place[rows]
+        encoded = self._encode(places) if self._encoded is None else self._found(places, self._encoded)
+        return self._decode(encoded, self._within[at.to(self._within.device)]), self._labels[at]
 
-    def _found(self, rows: torch.Tensor, kept: Encoded) -> Encoded:
-        place = self._row[rows]
-        known = place < len(kept.deep)
-        encoded = Encoded(*(maps[place.where(known, 0).to(maps.device)] for maps in kept))
+    def _found(self, places: torch.Tensor, kept: Encoded) -> Encoded:
+        known = places < len(kept.deep)
+        encoded = Encoded(*(maps[places.where(known, 0).to(maps.device)] for maps in kept))
         if not known.all():
-            fresh = self._encode(self._reveal(rows[~known]).pixels)
+            fresh = self._encode(places[~known])
             for maps, part in zip(encoded, fresh, strict=True):
                 maps[(~known).nonzero()[:, 0].to(maps.device)] = part
         return encoded
 
-    def _reveal(self, rows: torch.Tensor) -> Patches:
-        if self._revealed is not None:
-            pixels, labels = self._revealed
-            assert labels is not None
-            at = rows.to(pixels.device)
-            return Patches(pixels[at], labels[at])
-        return self._oracle.samples(self._patches[rows], self._model)
-
-    def _encode(self, pixels: torch.Tensor) -> Encoded:
+    def _encode(self, places: torch.Tensor) -> Encoded:
+        if self._pixels is not None:
+            pixels = self._pixels[places.to(self._pixels.device)]
+        else:
+            pixels = self._oracle.pixels(self._once[places.to(self._once.device)], self._model)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._model.frozen):
             return self._model.encode(pixels)

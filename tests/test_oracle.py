@@ -51,12 +51,11 @@ def test_of_a_patch_within_its_image_the_whole_image_is_shown_with_the_labels_of
     assert oracle.sample_size == (32, 32)
     shown, within = oracle.shown(patches)
     assert (shown.tolist(), within.tolist()) == ([1, 0, 0], [3, 1, 2])
-    pixels, truth = oracle.samples(patches, model)
-    assert torch.equal(pixels, reference.normalise(images, model.mean, model.std)[shown])
+    whole = reference.normalise(images, model.mean, model.std)
+    assert torch.equal(oracle.pixels(patches, model), whole[shown])
     expected = replace(oracle, context="patch").reveal(patches, model).labels
-    assert truth is not None
     assert expected is not None
-    assert torch.equal(truth, expected)
+    assert torch.equal(oracle.truth(patches), expected)
 
 
 def test_a_patch_alone_is_what_is_revealed() -> None:
@@ -65,5 +64,6 @@ def test_a_patch_alone_is_what_is_revealed() -> None:
     model = Builder("smp", 4, "none")(0)
     assert oracle.sample_size == (8, 8)
     asked = torch.tensor([5, 0])
-    for alone, revealed in zip(oracle.samples(asked, model), oracle.reveal(asked, model), strict=True):
-        assert torch.equal(alone, revealed)
+    alone = oracle.pixels(asked, model), oracle.truth(asked)
+    for made, revealed in zip(alone, oracle.reveal(asked, model), strict=True):
+        assert torch.equal(made, revealed)

@@ -144,6 +144,26 @@ def test_within_images_a_frozen_encoder_sees_each_image_once(monkeypatch: pytest
     assert sum(calls) == 2
 
 
+@pytest.mark.parametrize(("frozen", "room", "expected"), [
+    (True, 1 << 30, 2),  # each image is encoded once
+    (False, 1 << 30, 2),  # its pixels are kept
+    (False, 0, 3 * 14),
+])  # fmt: skip
+def test_each_image_that_is_not_on_the_device_is_fetched_once_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool, room: int, expected: int
+) -> None:
+    within = replace(halves(), context="image")
+    elsewhere = replace(halves(), context="image")
+    elsewhere.images.resident = None  # type: ignore[misc, assignment]
+    here = fit(network(frozen=frozen), within, patches=14, epochs=3, cache_bytes=room)
+    fetched: list[int] = []
+    pixels = Oracle.pixels
+    monkeypatch.setattr(Oracle, "pixels", lambda *given: (fetched.append(len(given[1])), pixels(*given))[1])
+    there = fit(network(frozen=frozen), elsewhere, patches=14, epochs=3, cache_bytes=room)
+    assert sum(fetched) == expected
+    assert there.history == here.history
+
+
 def test_a_frozen_encoder_does_not_move_and_the_decoder_does() -> None:
     model = network(frozen=True)
     encoder, decoder = copy.deepcopy(model.encoder.state_dict()), copy.deepcopy(model.decoder.state_dict())
