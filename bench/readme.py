@@ -8,22 +8,24 @@ from typing import Any
 from bench import harness, performance, results
 from bench.plot import draw
 from bench.table1 import FOLDER, PAPER, ROWS
-from meal_gpu import compare, report
+from meal_gpu import compare
 from meal_gpu.compare import tables
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
-SWEEP = ROOT / "runs" / "synthetic-sweep"
 SCALE = ROOT / "docs" / "SCALE.md"
 SUBSAMPLE = ROOT / "bench" / "results" / "subsample.jsonl"
+_NOTES = ("Environment", "**Verdict")  # lines that say where it was run, and what it shows
 SCALE_ROWS = [ROOT / "bench" / "results" / name for name in ("scale.jsonl", "gpu.jsonl")]
 
 
 def render(readme: str) -> str:
     """The README with its result blocks made anew from what is committed."""
     speed = performance.section(performance.committed()) + "\n\n"
+    compared = compare.compare(compare.gather(_rows(ROOT)))
     blocks = {
-        "camvid": _table1(), "strategies": _strategies(), "sweep": _sweep(), "performance": speed,
+        "camvid": _table1(compared), "strategies": _strategies(), "sweep": _sweep(compared),
+        "performance": speed,
     }  # fmt: skip
     return _filled(readme, blocks)
 
@@ -116,46 +118,59 @@ def _large(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _table1() -> str:
+def _table1(compared: compare.Comparison) -> str:
     """Our runs of the paper's Table 1 beside its figures."""
-    compared = compare.compare(compare.gather(_rows(ROOT)))
+    summaries = compared.summaries
+    measured = any(summary.supervised is not None for summary in summaries)
     lines = [
         [
             summary.label, ", ".join(f"{curve.score[-1]:.3f}" for curve in summary.group.curves),
             tables.with_bounds(summary.final), tables.with_bounds(summary.area),
+            *([tables.relative(summary), tables.budget(summary)] if measured else []),
             f"{PAPER[config.finetune][config.strategy]:.3f}",
         ]
-        for summary in compared.summaries
+        for summary in summaries
         for config in [summary.group.curves[0].config]
     ]  # fmt: skip
-    head = ["strategy", "final mIoU, each seed", "mean [95 %]", "AUBC [95 %]", "paper, final mIoU"]
-    first = compared.summaries[0]
+    head = [
+        "strategy", "final mIoU, each seed", "mean [95 %]", "AUBC [95 %]",
+        *(["of supervised", "budget for 95 % of it"] if measured else []), "paper, final mIoU",
+    ]  # fmt: skip
+    first = summaries[0]
     config = first.group.curves[0].config
     folder = FOLDER.as_posix()
+    notes = [line for line in compare.markdown(compared).splitlines() if line.startswith(_NOTES)]
     return (
         f"![Learning curves on CamVid]({folder}/compare/curves.svg)\n\n"
         f"CamVid, 367 + 101 images, {config.architecture} network, encoder "
         f"{'fine-tuned' if config.finetune else 'frozen'}, {config.epochs} epochs after each of "
         f"{len(first.labelled) - 1} steps ({config.final_epochs} after the last), validated after every "
-        f"{config.validate_every}; {first.labelled[-1]} patches ({first.share[-1]:.2%}) at the end. With "
-        "`context=image` training sees a patch within its image, with `patch` it sees the patch alone. "
+        f"{config.validate_every}; {first.labelled[-1]} patches ({first.share[-1]:.2%}) at the end. "
         f"The paper's figures are of {'the same' if config.architecture == 'paper' else 'a larger'} network, "
         "validated after every epoch.\n\n"
-        f"{performance.markdown(head, lines, 'lrrrr')}\n\n"
-        + "\n\n".join(_notes(compare.markdown(compared)))
+        f"{performance.markdown(head, lines, 'l' + 'r' * (len(head) - 1))}\n\n"
+        + "\n\n".join(notes)
         + "\n\nEach seed has its own initial patches, the same for all strategies. The records, and what "
         f"`meal-gpu compare` makes of them, lie in `{folder}`; "
         f"`python -m bench.table1 {' '.join(path.name for path in _rows(ROOT))}` runs them.\n\n"
     )
 
 
+def _sweep(compared: compare.Comparison) -> str:
+    """The parts of the comparison that fit a page; the rest is in the committed compare.md."""
+    sections = compare.markdown(compared).split("\n## ")
+    shown = [section.partition("\n\n") for section in sections if section.startswith(("mIoU per", "Pairs"))]
+    tables = "\n\n".join(f"**{title}**\n\n{body.strip()}" for title, _, body in shown)
+    file = FOLDER / "compare" / "compare.md"
+    return (
+        f"The runs on CamVid above (IoU of each class and the penalty matrix: [{file.name}]({file})):\n\n"
+        f"{tables}\n\n"
+    )
+
+
 def _rows(root: Path) -> list[Path]:
-    return [path for row in ROWS if (path := root / FOLDER / row).is_dir()]
-
-
-def _notes(text: str) -> list[str]:
-    """The lines of a comparison that say where it was run, and what it shows."""
-    return [line for line in text.splitlines() if line.startswith(("Environment", "**Verdict"))]
+    """The rows that were run, but for those that are there to show what patches alone lack."""
+    return [path for row in ROWS if "-patch" not in row and (path := root / FOLDER / row).is_dir()]
 
 
 def _strategies() -> str:
@@ -164,24 +179,6 @@ def _strategies() -> str:
         mark = " \\*" if name in MEASURES else ""
         lines.append(f"| `{name}`{mark} | {strategy.summary} | {strategy.source} |")
     return "\n".join(lines) + "\n\n"
-
-
-def _sweep() -> str:
-    """The parts of the comparison that fit a page; the rest is in the committed compare.md."""
-    runs = sorted(path.parent for path in SWEEP.glob("*/config.toml"))
-    first = report.load(runs[0])
-    text = compare.markdown(compare.compare(compare.gather([SWEEP])))
-    intro, *sections = text.split("\n## ")
-    environment, verdict = _notes(intro)
-    shown = [section.partition("\n\n") for section in sections if section.startswith(("Strategies", "Pairs"))]
-    tables = "\n\n".join(f"**{title}**\n\n{body.strip()}" for title, _, body in shown)
-    config = first.config
-    return (
-        f"The drawn scenes, {config.epochs} epochs after each of {len(first.steps) - 1} steps. "
-        f"{environment}\n\n"
-        f"{verdict}\n\n{tables}\n\nThe records, the whole comparison and the report lie in "
-        "`runs/synthetic-sweep`; `python -m bench.readme` makes this block from them.\n\n"
-    )
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def test_its_figures_are_those_of_the_committed_records() -> None:
     assert render(text) == text
     page = SCALE.read_text(encoding="utf-8")
     assert render_scale(page) == page
-    assert "| meal (context=image) | " in text and "`meal-gpu compare` makes of them" in text
+    assert "| meal | 0." in text and "`meal-gpu compare` makes of them" in text and "**Pairs**" in text
 
 
 def test_the_worked_example_is_what_its_command_makes() -> None:
