@@ -26,6 +26,8 @@ _CHOICES = {
     "ops": ("auto", "reference", "cpu", "cuda"),
     "manifold_build": ("auto", "exact", "brute_force_knn", "nn_descent"),
 }
+# They say where the pool lies, not what is chosen from it or how it is trained on
+PLACES = ("root", "cache_gib", "pool_share")
 _POSITIVE = (
     "initial_images", "query_size", "candidates", "passes", "epochs", "validate_every", "manifold_dimension",
 )  # fmt: skip

@@ -100,8 +100,7 @@ def run(
 def initial_patches(grid: Grid, images: int, count: int, seed: int) -> torch.Tensor:
     """All patches of `count` random images, ascending. It depends on the seed alone, not on the strategy."""
     drawn = rng.stream(seed, 0, "initial images").choice(images, count, replace=False)
-    first = torch.from_numpy(drawn).sort().values * grid.patches_per_image
-    return (first[:, None] + torch.arange(grid.patches_per_image)).flatten()
+    return torch.from_numpy(grid.patches_of(sorted(drawn)))
 
 
 def _steps(

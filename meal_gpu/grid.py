@@ -65,6 +65,11 @@ class Grid:
         base = np.asarray(image, dtype=np.int64) * self.patches_per_image
         return np.asarray(base + np.asarray(row) * self.columns + np.asarray(column), dtype=np.int64)
 
+    def patches_of(self, images: ArrayLike) -> NDArray[np.int64]:
+        """Image numbers [N] -> ids [N · patches_per_image] int64 of all their patches, image after image."""
+        base = np.asarray(images, dtype=np.int64)[:, None] * self.patches_per_image
+        return (base + np.arange(self.patches_per_image)).reshape(-1)
+
     def boxes(self, patches: ArrayLike) -> NDArray[np.int64]:
         """Patch ids [M] -> pixel boxes [M, 4] int64: left, top, right, bottom; right and bottom exclusive."""
         _, row, column = self.locate(patches)

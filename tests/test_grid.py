@@ -37,6 +37,12 @@ def test_known_patches(
     assert grid.boxes([patch]).tolist() == [list(box)]
 
 
+def test_all_patches_of_some_images() -> None:
+    grid = Grid(2, 2, 8, 8)
+    assert grid.patches_of([3, 1]).tolist() == [12, 13, 14, 15, 4, 5, 6, 7]
+    assert grid.patches_of([]).tolist() == []
+
+
 def test_patch_size_is_rounded_up() -> None:
     assert (CAMVID.patch_height, CAMVID.patch_width, CAMVID.patches_per_image) == (90, 120, 16)
     assert (RAGGED.patch_height, RAGGED.patch_width, RAGGED.patches_per_image) == (3, 3, 6)

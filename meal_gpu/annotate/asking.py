@@ -150,7 +150,7 @@ def _ask(
     if failed:
         problems += [Problem(listing.files[row], why) for row, why in sorted(failed.items())]
         write_quarantine(ledger_path, problems, stage)
-    absent = _patches_of(sorted(failed), ledger.grid)
+    absent = torch.from_numpy(ledger.grid.patches_of(sorted(failed)))
     excluded, step = _excluded(plan.exclude, ledger, torch.cat([invalid, absent]))
     count, n = _count(plan, ledger, excluded)
     settings = Settings(
@@ -199,11 +199,6 @@ def _ask(
     ledger.write(ledger_path)  # first: a query whose ledger does not have its frames could not come back
     _write(report, masks[:number], out)
     return report
-
-
-def _patches_of(images: list[int], grid: Grid) -> torch.Tensor:
-    first = torch.tensor(images, dtype=torch.int64)[:, None] * grid.patches_per_image
-    return (first + torch.arange(grid.patches_per_image)).flatten()
 
 
 def _excluded(queries: Sequence[Path], ledger: Ledger, invalid: torch.Tensor) -> tuple[torch.Tensor, int]:

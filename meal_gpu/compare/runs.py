@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from meal_gpu.config import SUPERVISED, Config
+from meal_gpu.config import PLACES, SUPERVISED, Config
 from meal_gpu.errors import ConfigError, RunError
 from meal_gpu.report.table import load
 from meal_gpu.statistics import Array
 
-# They say where the pool lies, not what is chosen from it or how it is trained on
-_PLACES = ("root", "cache_gib", "pool_share")
 _SAME = ("dataset", "size", "grid")
 # A supervised run is the reference of runs that train the same network in the same way
 _NETWORK = ("architecture", "encoder_weights", "finetune")
@@ -172,7 +170,7 @@ def group(curves: Sequence[Curve]) -> Gathered:
 
 
 def _key(config: Config) -> Hashable:
-    return tuple((k, v) for k, v in dataclasses.asdict(config).items() if k not in ("seed", *_PLACES))
+    return tuple((k, v) for k, v in dataclasses.asdict(config).items() if k not in ("seed", *PLACES))
 
 
 def _require_same(curves: Sequence[Curve]) -> None:
@@ -196,7 +194,7 @@ def _require_same(curves: Sequence[Curve]) -> None:
 
 def _labelled(members: Sequence[list[Curve]]) -> tuple[Group, ...]:
     """By the strategy, and whatever else differs between the groups."""
-    keys = [field.name for field in dataclasses.fields(Config) if field.name not in ("seed", *_PLACES)]
+    keys = [field.name for field in dataclasses.fields(Config) if field.name not in ("seed", *PLACES)]
     configs = [found[0].config for found in members]
     differing = [
         key for key in keys if key != "strategy" and len({getattr(config, key) for config in configs}) > 1

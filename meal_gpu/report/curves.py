@@ -5,12 +5,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meal_gpu.config import SUPERVISED
+from meal_gpu.config import PLACES, SUPERVISED
 from meal_gpu.report.table import Run
 
 LEVEL = 0.95
 # Where a run was computed, not what: it keeps no two runs apart
-_PLACE = ("seed", "root", "device", "ops", "pool_share", "cache_gib")
+_PLACE = ("seed", "device", "ops", *PLACES)
 
 
 @dataclass(frozen=True)
