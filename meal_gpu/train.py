@@ -204,9 +204,9 @@ class _Batches:
 
     def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [B, C, ph, pw] and uint8 [B, ph, pw] of these of the patches."""
-        at, places = rows.to(self._labels.device), self._place[rows]
+        places, within = self._place[rows], self._within[rows.to(self._within.device)]
         encoded = self._encode(places) if self._encoded is None else self._found(places, self._encoded)
-        return self._decode(encoded, self._within[at.to(self._within.device)]), self._labels[at]
+        return self._decode(encoded, within), self._labels[rows.to(self._labels.device)]
 
     def _found(self, places: torch.Tensor, kept: Encoded) -> Encoded:
         known = places < len(kept.deep)
