@@ -248,8 +248,9 @@ PRESETS: dict[str, Config] = {
         "cityscapes-finetune": _CITYSCAPES | {"finetune": True},
         "cityscapes-320": _CITYSCAPES | _LARGE_START,
         "cityscapes-320-finetune": _CITYSCAPES | _LARGE_START | {"finetune": True},
-        "synthetic": {"encoder_weights": "none", "finetune": True, "query_size": 32, "candidates": 128,
-                      "steps": 3, "epochs": 15, "final_epochs": 0, "batch_size": 4, "validate_every": 5},
+        "synthetic": {"context": "image", "encoder_weights": "none", "finetune": True, "query_size": 32,
+                      "candidates": 128, "steps": 3, "epochs": 8, "final_epochs": 0, "batch_size": 4,
+                      "validate_every": 4},
         "folder": {"dataset": "folder", "context": "image"},
     }.items()
 }  # fmt: skip
