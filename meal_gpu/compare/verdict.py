@@ -58,13 +58,16 @@ def _shown(pair: Pair) -> str:
 
 
 def _open(pair: Pair, other: str, comparison: Comparison) -> str:
-    """Why a pair decides nothing, about `other`."""
+    """Why a pair decides nothing, about `other`; the difference is from the leader, or to the baseline."""
     if pair.test is None or pair.reason:
         return f"{other}: {pair.reason}"
-    if pair.test.low <= 0 <= pair.test.high:
+    low, high = pair.test.low, pair.test.high
+    if low <= 0 <= high:
+        if other == pair.first and comparison.baseline is None:
+            low, high = -high, -low
         return (
-            f"{other}: the {comparison.confidence} interval of the difference, {pair.test.low:.4f} to "
-            f"{pair.test.high:.4f}, includes zero"
+            f"{other}: the {comparison.confidence} interval of the difference, {low:.4f} to {high:.4f}, "
+            "includes zero"
         )
     if pair.better:
         return f"{other}: it is the better one on the seeds that both have"

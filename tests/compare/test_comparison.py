@@ -61,6 +61,17 @@ def test_a_winner_is_named_with_what_makes_it_one() -> None:
     )
 
 
+@pytest.mark.parametrize("leader", ["a", "z"])
+def test_an_open_difference_is_told_from_the_leader(leader: str) -> None:
+    scores = {leader: [[0.3, 0.5], [0.4, 0.4]], "m": [[0.2, 0.3], [0.5, 0.4]]}
+    comparison = compare(group([curve(s, k, x) for s, y in scores.items() for k, x in enumerate(y)]))
+    half = float(stats.t.ppf(0.975, df=1)) * 0.1  # the areas differ by 0.15 and -0.05
+    assert verdict(comparison) == (
+        f"No winner can be named: {leader} has the highest mean area, but m: the 95% interval of the "
+        f"difference, {0.05 - half:.4f} to {0.05 + half:.4f}, includes zero."
+    )
+
+
 def test_areas_and_pairs_by_hand_and_scipy() -> None:
     a = [[0.2, 0.4, 0.5], [0.3, 0.4, 0.6], [0.1, 0.5, 0.5]]
     b = [[0.1, 0.3, 0.3], [0.2, 0.2, 0.5], [0.2, 0.3, 0.2]]
