@@ -460,9 +460,10 @@ def test_how_it_ended_is_printed(
     out = tmp_path / "s"
     assert command.execute(stubs(random_0="error"), out, resume=False, jobs=2, track=[]) == 1
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-1] == (
-        f"failed: random-0: images/7.png: cannot be decoded ({out}/logs/random-0.log)"
-    )
+    assert printed.err.splitlines()[-2:] == [
+        f"failed: random-0: images/7.png: cannot be decoded ({out}/logs/random-0.log)",
+        "drawing the report of 4 runs: minutes for full-size images",
+    ]
     assert printed.out.splitlines() == [
         "sweep: 3 of 4 runs complete",
         f"report: {out}/report.html",

@@ -30,6 +30,7 @@ def execute(asked: Sweep, out: Path, *, resume: bool, jobs: int, track: Sequence
         typer.echo(f"failed: {run.name}: {run.error} ({out / LOGS / run.name}.log)", err=True)
     typer.echo(f"sweep: {len(runs) - len(failed)} of {len(runs)} runs complete")
     if begun := [out / run.name for run in runs if run.done]:
+        typer.echo(f"drawing the report of {len(begun)} runs: minutes for full-size images", err=True)
         typer.echo(f"report: {report.write(begun, out / 'report.html')}")
         typer.echo(f"statistics: meal-gpu compare {out}")
     return 1 if failed else 0
