@@ -160,17 +160,18 @@ def _sweep(compared: compare.Comparison) -> str:
     """The parts of the comparison that fit a page; the rest is in the committed compare.md."""
     sections = compare.markdown(compared).split("\n## ")
     shown = [section.partition("\n\n") for section in sections if section.startswith(("mIoU per", "Pairs"))]
-    tables = "\n\n".join(f"**{title}**\n\n{body.strip()}" for title, _, body in shown)
+    text = "\n\n".join(f"**{title}**\n\n{body.strip()}" for title, _, body in shown)
     file = FOLDER / "compare" / "compare.md"
     return (
         f"The runs on CamVid above (IoU of each class and the penalty matrix: [{file.name}]({file})):\n\n"
-        f"{tables}\n\n"
+        f"{text}\n\n"
     )
 
 
 def _rows(root: Path) -> list[Path]:
     """The rows that were run, but for those that are there to show what patches alone lack."""
-    return [path for row in ROWS if "-patch" not in row and (path := root / FOLDER / row).is_dir()]
+    within = [row for row, given in ROWS.items() if "context=patch" not in given]
+    return [path for row in within if (path := root / FOLDER / row).is_dir()]
 
 
 def _strategies() -> str:

@@ -24,8 +24,7 @@ def accuracy(
     """
     grid = oracle.grid
     image, _, _ = grid.locate(patches)
-    truth = oracle.reveal(patches, model).labels
-    assert truth is not None
+    truth = oracle.truth(patches)
     masks = patch_predictions(
         oracle.images, lambda part: ImageSet(part, oracle.ops, precision=precision), model, image,
         grid.boxes(patches).tolist(), (grid.height, grid.width),

@@ -1,6 +1,6 @@
 """The oracle: the one place that reads labels during acquisition experiments."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -9,7 +9,7 @@ from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
 from meal_gpu.images.sources import Images, windows
 from meal_gpu.models import Network
-from meal_gpu.ops import Ops, Patches
+from meal_gpu.ops import Ops
 from meal_gpu.ops.reference import pixels_of_patches
 
 _AT_ONCE = 32  # patches
@@ -41,20 +41,6 @@ class Oracle:
                 f"labels are {list(self.labels.shape)}, images {list(expected)}: they must agree"
             )
 
-    def reveal(self, patches: torch.Tensor, model: Network) -> Patches:
-        """[M] ids -> pixels float32 [M, 3, ph, pw] as `model` takes them, labels uint8 [M, ph, pw]."""
-        normalisation = (self.grid, model.mean, model.std, self.void)
-        if (pool := self.images.resident) is not None:
-            return self.ops.gather_patches(pool, self.labels, patches, *normalisation)
-        ascending, order = patches.cpu().sort()
-        parts: list[Patches] = []
-        for window in windows(self.images, ascending, self.grid, _AT_ONCE):
-            labels = self.labels[window.images].to(window.pixels.device)
-            parts.append(self.ops.gather_patches(window.pixels, labels, window.local, *normalisation))
-        place = order.argsort().to(self.images.device)
-        pixels, truth = (torch.cat(part)[place] for part in zip(*parts, strict=True))
-        return Patches(pixels, truth)
-
     @property
     def sample_size(self) -> Size:
         """(height, width) of what the network is shown of a patch."""
@@ -69,11 +55,17 @@ class Oracle:
         return patches // self.grid.patches_per_image, patches % self.grid.patches_per_image
 
     def pixels(self, patches: torch.Tensor, model: Network) -> torch.Tensor:
-        """What the network is shown of patches [M]: normalised float32 [M, 3, *sample_size]."""
-        if self.context == "patch":
-            return self.reveal(patches, model).pixels
-        whole = replace(self, grid=Grid(1, 1, *self.sample_size), context="patch")
-        return whole.reveal(self.shown(patches)[0], model).pixels
+        """What the network is shown of patches [M]: float32 [M, 3, *sample_size] as `model` takes them."""
+        grid = self.grid if self.context == "patch" else Grid(1, 1, *self.sample_size)
+        shown, normalisation = self.shown(patches)[0], (grid, model.mean, model.std, self.void)
+        if (pool := self.images.resident) is not None:
+            return self.ops.gather_patches(pool, None, shown, *normalisation).pixels
+        ascending, order = shown.cpu().sort()
+        parts = [
+            self.ops.gather_patches(window.pixels, None, window.local, *normalisation).pixels
+            for window in windows(self.images, ascending, grid, _AT_ONCE)
+        ]
+        return torch.cat(parts)[order.argsort().to(self.images.device)]
 
     def truth(self, patches: torch.Tensor) -> torch.Tensor:
         """[M] ids -> labels uint8 [M, ph, pw] on the images' device; void where an image ends before."""

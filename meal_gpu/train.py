@@ -168,8 +168,8 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, void: int) -> torc
 class _Batches:
     """Logits of patches with their labels.
 
-    What would be made anew in every epoch is kept where it fits: the outputs of a frozen encoder, and for one
-    that is trained the pixels that do not live on the device.
+    What would be made anew in every epoch is kept where it fits: the outputs of a frozen encoder, and of what
+    is to be encoded again the pixels, if they do not live on the device.
     """
 
     def __init__(self, model: Segmenter, patches: torch.Tensor, oracle: Oracle, schedule: Schedule) -> None:
@@ -182,12 +182,12 @@ class _Batches:
         self._place = torch.from_numpy(place)
         self._once = patches[torch.from_numpy(first).to(patches.device)]  # one for each that is shown
         self._pixels: torch.Tensor | None = None
-        self._encoded: Encoded | None = None
-        size = len(first) * math.prod(oracle.sample_size) * _PIXEL_BYTES
-        if model.frozen:
-            self._encoded = self._encodings(schedule)
-        elif oracle.images.resident is None and size <= schedule.cache_bytes:
-            self._pixels = oracle.pixels(self._once, model)
+        self._encoded = self._encodings(schedule) if model.frozen else None
+        self._known = 0 if self._encoded is None else len(self._encoded.deep)
+        left = self._once[self._known :]
+        size = len(left) * math.prod(oracle.sample_size) * _PIXEL_BYTES
+        if oracle.images.resident is None and 0 < size <= schedule.cache_bytes:
+            self._pixels = oracle.pixels(left, model)
 
     def _encodings(self, schedule: Schedule) -> Encoded | None:
         self._model.eval()
@@ -209,7 +209,7 @@ class _Batches:
         return self._decode(encoded, within), self._labels[rows.to(self._labels.device)]
 
     def _found(self, places: torch.Tensor, kept: Encoded) -> Encoded:
-        known = places < len(kept.deep)
+        known = places < self._known
         encoded = Encoded(*(maps[places.where(known, 0).to(maps.device)] for maps in kept))
         if not known.all():
             fresh = self._encode(places[~known])
@@ -219,7 +219,7 @@ class _Batches:
 
     def _encode(self, places: torch.Tensor) -> Encoded:
         if self._pixels is not None:
-            pixels = self._pixels[places.to(self._pixels.device)]
+            pixels = self._pixels[(places - self._known).to(self._pixels.device)]
         else:
             pixels = self._oracle.pixels(self._once[places.to(self._once.device)], self._model)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._model.frozen):

@@ -1,7 +1,5 @@
 """The oracle: labels of what was asked for, nothing else."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -19,8 +17,8 @@ def test_it_reveals_the_pixels_and_labels_of_the_patches() -> None:
     labels = torch.randint(4, (2, 32, 32), generator=generator, dtype=torch.uint8)
     model = Builder("smp", 4, "none")(0)
     oracle = Oracle(Resident(images), labels, Grid(2, 2, 32, 32), reference, void=255)
-    pixels, truth = oracle.reveal(torch.tensor([6, 1]), model)
-    assert truth is not None
+    asked = torch.tensor([6, 1])
+    pixels, truth = oracle.pixels(asked, model), oracle.truth(asked)
     assert torch.equal(truth, torch.stack([labels[1, 16:, :16], labels[0, :16, 16:]]))
     crops = torch.stack([images[1, 16:, :16], images[0, :16, 16:]])
     assert torch.equal(pixels, reference.normalise(crops, model.mean, model.std))
@@ -53,7 +51,7 @@ def test_of_a_patch_within_its_image_the_whole_image_is_shown_with_the_labels_of
     assert (shown.tolist(), within.tolist()) == ([1, 0, 0], [3, 1, 2])
     whole = reference.normalise(images, model.mean, model.std)
     assert torch.equal(oracle.pixels(patches, model), whole[shown])
-    expected = replace(oracle, context="patch").reveal(patches, model).labels
+    expected = reference.gather_patches(images, labels, patches, grid, model.mean, model.std, 255).labels
     assert expected is not None
     assert torch.equal(oracle.truth(patches), expected)
 
@@ -65,5 +63,9 @@ def test_a_patch_alone_is_what_is_revealed() -> None:
     assert oracle.sample_size == (8, 8)
     asked = torch.tensor([5, 0])
     alone = oracle.pixels(asked, model), oracle.truth(asked)
-    for made, revealed in zip(alone, oracle.reveal(asked, model), strict=True):
-        assert torch.equal(made, revealed)
+    gathered = reference.gather_patches(
+        images, oracle.labels, asked, oracle.grid, model.mean, model.std, oracle.void
+    )
+    for made, wanted in zip(alone, gathered, strict=True):
+        assert wanted is not None
+        assert torch.equal(made, wanted)

@@ -83,12 +83,9 @@ def test_features_and_labels_come_from_anywhere(both: tuple[Images, Images], sce
     grid = Grid(4, 4, 96, 192)
     model = calibrated(Builder("smp", 3, "none"), 0)
     patches = torch.tensor([95, 3, 40, 3, 17, 16, 64, 0])
-    resident, streamed = (
-        Oracle(images, labels, grid, reference, 255).reveal(patches, model) for images in both
-    )
-    assert torch.equal(resident.pixels, streamed.pixels)
-    assert resident.labels is not None and streamed.labels is not None
-    assert torch.equal(resident.labels, streamed.labels)
+    resident, streamed = (Oracle(images, labels, grid, reference, 255) for images in both)
+    assert torch.equal(resident.pixels(patches, model), streamed.pixels(patches, model))
+    assert torch.equal(resident.truth(patches), streamed.truth(patches))
     here, there = (patch_features(ImageSet(images, reference), patches, model, grid) for images in both)
     assert torch.equal(here, there)
 

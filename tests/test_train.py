@@ -146,6 +146,7 @@ def test_within_images_a_frozen_encoder_sees_each_image_once(monkeypatch: pytest
 
 @pytest.mark.parametrize(("frozen", "room", "expected"), [
     (True, 1 << 30, 2),  # each image is encoded once
+    (True, 50_000, 4),  # there is room for the pixels alone, which are fetched for the attempt too
     (False, 1 << 30, 2),  # its pixels are kept
     (False, 0, 3 * 14),
 ])  # fmt: skip
