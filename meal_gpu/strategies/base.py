@@ -141,10 +141,16 @@ class Strategy:
 def highest(values: torch.Tensor, of: torch.Tensor, n: int) -> torch.Tensor:
     """The n patches of highest value among `of` [U] int64 ascending, by `values` [P]; -> [min(n, U)].
 
-    Equal values: the lower id first. NaN comes before any number.
+    Equal values: the lower id first. NaN counts as infinite. `n` is at least 1. The device is not waited for.
     """
-    order = values[of].argsort(descending=True, stable=True)
-    return of[order[:n]]
+    among = values[of].nan_to_num(torch.inf, torch.inf, -torch.inf)
+    if n < len(of):
+        least = among.topk(n).values[-1]
+        above, equal = among > least, among == least
+        taken = above | equal & (equal.cumsum(0) <= n - above.sum())
+        places = torch.nonzero_static(taken, size=n)[:, 0]
+        of, among = of[places], among[places]
+    return of[among.argsort(descending=True, stable=True)]
 
 
 def ranking(measure: Measure) -> Strategy:

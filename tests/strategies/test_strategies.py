@@ -15,6 +15,7 @@ from meal_gpu.ops import reference
 from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies import MEASURES, STRATEGIES, Pool, get, get_measure, needed, takes_members
+from meal_gpu.strategies.base import highest
 
 # n patches are chosen together: asking for fewer is another question
 CHOSEN_TOGETHER = ("kmeans", "typiclust")
@@ -40,6 +41,22 @@ def test_entropy_takes_the_highest(
     assert selection.patches.tolist() == expected
     assert selection.embedding is None
     assert pool.asked == (["entropy"] if expected else [])
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_the_highest_are_the_beginning_of_a_stable_order(data: st.DataObject) -> None:
+    """In any order of ties, infinite and undefined values: as Python's own sort has it."""
+    few = st.sampled_from([0.0, -0.0, 0.5, -1.0, float("inf"), float("-inf"), float("nan")])
+    values = data.draw(st.lists(few | st.floats(width=32), min_size=1, max_size=40))
+    of = sorted(data.draw(st.sets(st.integers(0, len(values) - 1), min_size=1)))
+    n = data.draw(st.integers(1, len(of) + 2))
+
+    def rank(patch: int) -> tuple[float, int]:
+        return (-values[patch] if values[patch] == values[patch] else -float("inf")), patch
+
+    found = highest(torch.tensor(values), torch.tensor(of), n)
+    assert found.tolist() == sorted(of, key=rank)[:n]
 
 
 def test_random_is_a_prefix_of_one_permutation_and_asks_for_nothing() -> None:
