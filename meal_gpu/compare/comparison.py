@@ -137,7 +137,9 @@ def compare(gathered: Gathered, *, baseline: str | None = None, level: float = 0
 
 
 def _baseline(groups: Sequence[Group], name: str) -> str:
-    found = [group.label for group in groups if name in (group.label, group.strategy)]
+    if any(group.label == name for group in groups):
+        return name
+    found = [group.label for group in groups if group.strategy == name]
     if not found:
         known = ", ".join(group.label for group in groups)
         raise ConfigError(f"baseline {name!r} is not among the runs; known: {known}")

@@ -1,7 +1,7 @@
 """Run folders gathered, checked to be comparable, and grouped by everything but the seed."""
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -156,8 +156,8 @@ def group(curves: Sequence[Curve]) -> Gathered:
                     f"{one.name} labelled {one.labelled[:steps]} patches step by step, {two.name} "
                     f"{two.labelled[:steps]}: runs that differ in the seed alone label equally many"
                 )
-    learned = _labelled([found for found in members if found[0].config.strategy != SUPERVISED])
-    supervised = _labelled([found for found in members if found[0].config.strategy == SUPERVISED])
+    learned, usual = _labelled([found for found in members if found[0].config.strategy != SUPERVISED])
+    supervised, _ = _labelled([found for found in members if found[0].config.strategy == SUPERVISED])
     if not learned:
         raise RunError("only supervised runs were given: nothing to compare with them")
     for this, other in pairwise(supervised):
@@ -166,7 +166,7 @@ def group(curves: Sequence[Curve]) -> Gathered:
                 f"{this.curves[0].name} and {other.curves[0].name} are supervised runs of one network "
                 f"({this.label}; {other.label}): only one of them can be the reference, leave one out"
             )
-    return Gathered(learned, supervised, _notes(curves))
+    return Gathered(learned, supervised, _notes(curves, usual))
 
 
 def _key(config: Config) -> Hashable:
@@ -192,25 +192,35 @@ def _require_same(curves: Sequence[Curve]) -> None:
             )
 
 
-def _labelled(members: Sequence[list[Curve]]) -> tuple[Group, ...]:
-    """By the strategy, and whatever else differs between the groups."""
-    keys = [field.name for field in dataclasses.fields(Config) if field.name not in ("seed", *PLACES)]
+def _labelled(members: Sequence[list[Curve]]) -> tuple[tuple[Group, ...], dict[str, Any]]:
+    """By the strategy and whatever else sets a group apart from most; and what most have."""
     configs = [found[0].config for found in members]
-    differing = [
-        key for key in keys if key != "strategy" and len({getattr(config, key) for config in configs}) > 1
-    ]
+    usual: dict[str, Any] = {}
+    differing: list[str] = []
+    for field in dataclasses.fields(Config):
+        values = Counter(getattr(config, field.name) for config in configs)
+        if len(values) > 1 and field.name not in ("strategy", "seed", *PLACES):
+            differing.append(field.name)
+            ((value, count),) = values.most_common(1)
+            if 2 * count > len(configs):
+                usual[field.name] = value
     groups = []
     for found, config in zip(members, configs, strict=True):
-        more = ", ".join(f"{key}={getattr(config, key)}" for key in differing)
+        own = {key: getattr(config, key) for key in differing}
+        more = ", ".join(f"{key}={value}" for key, value in own.items() if (key, value) not in usual.items())
         groups.append(Group(config.strategy + f" ({more})" * bool(more), tuple(found)))
-    return tuple(sorted(groups, key=lambda group: group.label))
+    return tuple(sorted(groups, key=lambda group: group.label)), usual
 
 
-def _notes(curves: Sequence[Curve]) -> tuple[str, ...]:
+def _notes(curves: Sequence[Curve], usual: dict[str, Any]) -> tuple[str, ...]:
+    notes = []
+    if usual:
+        said = ", ".join(f"{key}={value}" for key, value in usual.items())
+        notes.append(f"Where a strategy's name does not say otherwise: {said}.")
     roots = sorted({str(curve.config.root) for curve in curves})
-    if len(roots) == 1:
-        return ()
-    return (
-        f"The dataset was read from several places ({', '.join(roots)}); pool size and classes agree, "
-        "and it is taken to be the same.",
-    )
+    if len(roots) > 1:
+        notes.append(
+            f"The dataset was read from several places ({', '.join(roots)}); pool size and classes agree, "
+            "and it is taken to be the same."
+        )
+    return tuple(notes)

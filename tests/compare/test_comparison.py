@@ -227,6 +227,8 @@ def test_a_baseline_needs_fewer_tests() -> None:
     with pytest.raises(ConfigError, match=r"could be any of: a \(finetune=False\); a \(finetune=True\)"):
         compare(group(twice), baseline="a")
     assert compare(group(twice), baseline="a (finetune=True)").baseline == "a (finetune=True)"
+    most = [*twice, curve("b", 0, [0.1], finetune=False)]  # so that one group is called "a"
+    assert compare(group(most), baseline="a").baseline == "a"
 
 
 def test_one_strategy_and_wrong_levels() -> None:

@@ -27,11 +27,22 @@ def test_runs_are_grouped_by_everything_but_the_seed(tmp_path: Path) -> None:
         folder(tmp_path / f"s{seed}", "supervised", seed, [0.6], epochs=60)
     found = gather([tmp_path])
     assert [(group.label, group.seeds) for group in found.groups] == [
-        ("entropy (candidates=200, finetune=False)", (0, 1, 2)),
-        ("meal (candidates=200, finetune=False)", (0, 1, 2)),
+        ("entropy", (0, 1, 2)),
+        ("meal", (0, 1, 2)),
         ("meal (candidates=300, finetune=True)", (0, 1, 2)),
     ]
     assert [(group.label, group.seeds) for group in found.supervised] == [("supervised", (0, 1, 2))]
+    assert found.notes == ("Where a strategy's name does not say otherwise: candidates=200, finetune=False.",)
+
+
+def test_what_sets_half_of_the_groups_apart_is_said_of_all(tmp_path: Path) -> None:
+    folder(tmp_path / "0", "meal", 0, [0.1], candidates=300, root="/a")
+    folder(tmp_path / "1", "meal", 0, [0.1], steps=8, root="/a")
+    found = gather([tmp_path])
+    assert [group.label for group in found.groups] == [
+        "meal (candidates=200, steps=8)",
+        "meal (candidates=300, steps=None)",
+    ]
     assert found.notes == ()
 
 
