@@ -1,7 +1,8 @@
 """Table 1 of the paper on CamVid, a sweep per row: `python -m bench.table1 ROW... --encoder-weights FILE`.
 
 A second call goes on where the first was stopped, and adds strategies and seeds. `meal-gpu compare` compares
-the strategies of a row; `python -m bench.readme` sets the committed rows beside the paper's.
+the strategies of a row; `python -m bench.readme` sets the committed rows beside the paper's. What the paper
+left open is a row with something changed: `frozen+candidates=800 --strategy meal --folder runs/beyond`.
 """
 
 import shlex
@@ -15,6 +16,7 @@ import typer
 from meal_gpu.sweep.request import FILE
 
 FOLDER = Path("runs") / "table1"
+BEYOND = Path("runs") / "beyond"
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
 
 
@@ -45,15 +47,20 @@ def command(
 ) -> list[str]:
     """The one command that runs a row, or goes on with it."""
     out = folder / row
+    name, *changes = row.split("+")
+    given = [*ROWS[name], *(word for change in changes for word in ("--set", change))]
     return [
-        "run", *ROWS[row], "--strategy", strategies, "--seeds", seeds, "--jobs", str(jobs),
+        "run", *given, "--strategy", strategies, "--seeds", seeds, "--jobs", str(jobs),
         "--encoder-weights", weights, *([] if root is None else ["--root", str(root)]), "--out", str(out),
         *(["--resume"] if (out / FILE).is_file() else []),
     ]  # fmt: skip
 
 
 def main(
-    rows: Annotated[list[str], typer.Argument(metavar="ROW...", help=f"Of {', '.join(ROWS)}.")],
+    rows: Annotated[
+        list[str],
+        typer.Argument(metavar="ROW...", help=f"Of {', '.join(ROWS)}; each may be followed by +KEY=VALUE."),
+    ],
     encoder_weights: Annotated[str, typer.Option(help="imagenet, or a .safetensors file.")] = "imagenet",
     strategy: Annotated[str, typer.Option(help="As `meal-gpu run`.")] = ",".join(STRATEGIES),
     seeds: Annotated[str, typer.Option(help="As `meal-gpu run`.")] = "0..2",
@@ -62,7 +69,7 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where the rows are kept.")] = FOLDER,
 ) -> None:
     """Run rows of the paper's Table 1 on CamVid."""
-    if unknown := [row for row in rows if row not in ROWS]:
+    if unknown := [row for row in rows if row.split("+")[0] not in ROWS]:
         raise typer.BadParameter(f"unknown row {', '.join(unknown)}; known: {', '.join(ROWS)}")
     for row in rows:
         arguments = command(

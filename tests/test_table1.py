@@ -23,9 +23,19 @@ EXPECTED = {
     "frozen-smp-cpu": TWO_CORES.replace(context="image"),
     "frozen-smp-patch-cpu": TWO_CORES.replace(context="patch"),
 }
+CHANGED = {
+    "frozen+candidates=800": PRESETS["camvid"].replace(candidates=800),
+    "frozen-smp-cpu+features=shared+manifold_dimension=8": TWO_CORES.replace(
+        context="image", features="shared", manifold_dimension=8
+    ),
+}
 
 
-@pytest.mark.parametrize("row", table1.ROWS)
+def test_every_row_is_expected() -> None:
+    assert list(EXPECTED) == list(table1.ROWS)
+
+
+@pytest.mark.parametrize("row", [*EXPECTED, *CHANGED])
 def test_a_row_is_one_sweep_and_goes_on(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Sweep, Path, bool, int]] = []
 
@@ -46,7 +56,7 @@ def test_a_row_is_one_sweep_and_goes_on(row: str, tmp_path: Path, monkeypatch: p
         table1.main([row], "w.safetensors", "random,meal,supervised", seeds, 2, tmp_path, tmp_path)
     (first, out, resumed, jobs), (second, _, again, _) = asked
     assert (out, resumed, again, jobs) == (tmp_path / row, False, True, 2)
-    expected = EXPECTED[row].replace(root=str(tmp_path), encoder_weights="w.safetensors")
+    expected = (EXPECTED | CHANGED)[row].replace(root=str(tmp_path), encoder_weights="w.safetensors")
     assert same(first.base, expected)
     assert (first.strategies, first.seeds) == (("random", "meal", "supervised"), (0, 1, 2))
     assert read(tmp_path / row) == second and second.seeds == (0, 1, 2, 3, 4)
@@ -60,3 +70,5 @@ def same(one: Config, other: Config) -> bool:
 def test_an_unknown_row() -> None:
     with pytest.raises(typer.BadParameter, match="unknown row frozn; known: frozen, "):
         table1.main(["frozn"])
+    with pytest.raises(typer.BadParameter, match=r"unknown row frozn\+candidates=800"):
+        table1.main(["frozn+candidates=800"])
