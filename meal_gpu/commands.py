@@ -62,6 +62,9 @@ def acquire(
     manifold_limit: Annotated[
         int, typer.Option(min=4, help="Patches that the manifold is fitted on, of a pool of more.")
     ] = 50_000,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit the manifold anew, to a pool that has grown since.")
+    ] = False,
     features: Annotated[str, typer.Option(help="crop, or shared (one pass).")] = "crop",
     layer: Annotated[str | None, typer.Option(help="Submodule whose output gives features.")] = None,
     passes: Annotated[int, typer.Option(min=1, help="With dropout, for mc-entropy and bald.")] = 8,
@@ -121,7 +124,7 @@ def acquire(
     names = read_classes(classes)[0] if classes else None
     plan = Plan(
         budget=amount, strategy=strategy, measure=measure, seed=seed, grid=rows, candidates=candidates,
-        manifold_limit=manifold_limit, features=features,
+        manifold_limit=manifold_limit, refit=refit, features=features,
         size=pair(size, "size"), window=pair(window, "window"), overlap=overlap, valid=valid, classes=names,
         cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer, passes=passes,
         temperature=temperature, on_bad=on_bad, cache=cache, shard=shard,

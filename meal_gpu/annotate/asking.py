@@ -131,7 +131,7 @@ def _ask(
     key = fingerprint(model, *fingerprinted)
     space = described if plan.manifold_limit == LIMIT else (*described, plan.manifold_limit)
     kept = Kept(ledger_path, feature_space(model, space))
-    manifold = kept.manifold()
+    manifold = None if plan.refit else kept.manifold()
     shards = Shards(plan.cache or str(kept.folder), key)
     scored, fresh, failed = scored_pool(
         work,

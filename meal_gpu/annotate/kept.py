@@ -32,8 +32,8 @@ _AT_ONCE = 16  # files that are read together
 class Kept:
     """The folder `pool.cache` of a ledger `pool.parquet`.
 
-    Deleting it costs time, and has Φ fitted anew: to all frames that the pool has by then, where the kept one
-    is of those of the first query, as in the paper.
+    Φ is that of the first query, as in the paper, until one is asked with `refit`. Deleting the folder costs
+    time, and has Φ fitted anew too.
     """
 
     def __init__(self, ledger: Path, space: str) -> None:

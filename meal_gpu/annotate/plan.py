@@ -21,6 +21,7 @@ class Plan:
     grid: tuple[int, int] = (4, 4)
     candidates: int = 200
     manifold_limit: int = LIMIT
+    refit: bool = False  # Φ to what the pool holds now, where an earlier query fitted it to what it held then
     features: str = "crop"
     size: Size | None = None
     window: Size | None = None

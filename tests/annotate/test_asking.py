@@ -204,6 +204,31 @@ def test_features_of_a_pool_are_kept_for_the_next_query(ask: Ask, tmp_path: Path
         assert len(list((tmp_path / f"{features}.cache").glob("manifold-*"))) == 1
 
 
+def test_the_manifold_follows_a_pool_that_grows_when_it_is_asked_to(
+    ask: Ask, frames: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    files = sorted(frames.rglob("*.png"))
+
+    def kept(name: str, *options: object, ledger: str = "pool.parquet") -> bytes:
+        ask(name, "-n", 5, *options, images=folder, ledger=ledger)
+        (file,) = (tmp_path / ledger).with_suffix(".cache").glob("manifold-*")
+        return file.read_bytes()
+
+    def add(some: list[Path]) -> None:
+        for file in some:
+            (folder / file.name).write_bytes(file.read_bytes())
+
+    add(files[:4])
+    first = kept("a")
+    add(files[4:])
+    assert kept("b") == first
+    grown = kept("c", "--refit")
+    assert grown != first
+    assert grown == kept("d", ledger="whole.parquet") == kept("e")
+
+
 def test_coverage_is_what_the_potential_lost() -> None:
     points = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
     assert coverage(points, np.array([0, 2, 1])).tolist() == [0.0, 1 - 9 / 25, 1.0]
