@@ -1,10 +1,12 @@
 """The table of the pool: one row per patch, with who is labelled since which step, score and embedding."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -16,6 +18,7 @@ from meal_gpu.grid import Grid
 
 UNLABELLED = -1
 _META = b"meal_gpu"
+_NAME = "name"  # of the image, in its first row: a file's metadata may hold no more than 100 MB
 
 
 class Ledger:
@@ -113,7 +116,7 @@ class Ledger:
             InputError: a name is given twice.
         """
         if len(set(names)) != len(names):
-            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            twice = Counter(names).most_common(1)[0][0]
             raise InputError(f"image {twice!r} is given twice")
         known = set(self.names)
         added = [name for name in names if name not in known]
@@ -132,18 +135,21 @@ class Ledger:
         return Ledger(frames.build(columns, self.device), self.grid, names)
 
     def write(self, path: Path) -> None:
-        """Write Parquet, whole or not at all; grid, image size and names go into the file's metadata.
+        """Write Parquet, whole or not at all.
+
+        Beside the columns of the frame there is `name`, the image's, in the first of its rows and null in the
+        others; grid and image size go into the file's metadata.
 
         Raises:
             RunError: the file, which is named, cannot be written.
         """
         grid = self.grid
-        meta = {
-            "grid": [grid.rows, grid.columns],
-            "size": [grid.height, grid.width],
-            "images": self.names,
-        }
+        meta = {"grid": [grid.rows, grid.columns], "size": [grid.height, grid.width]}
         table = frames.to_arrow(self.frame)
+        image = np.arange(len(table)) // grid.patches_per_image
+        others = np.arange(len(table)) % grid.patches_per_image != 0
+        names = pa.array(self.names, pa.large_string()).take(pa.array(image, mask=others))
+        table = table.append_column(_NAME, names)
         table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
         try:
             with atomic.writing(path) as aside:
@@ -158,13 +164,25 @@ class Ledger:
         """Read what `write` wrote, from whichever device.
 
         Raises:
-            RunError: the file, which is named, is something else.
+            RunError: the file, which is named, is something else, or its rows are no longer the pool's.
             UnavailableError: `device` is a GPU that is not there, or for which cuDF is not installed.
         """
         try:
             table = pq.read_table(path)
             meta = json.loads((table.schema.metadata or {})[_META])
-            grid, names = Grid(*meta["grid"], *meta["size"]), tuple(meta["images"])
+            grid = Grid(*meta["grid"], *meta["size"])
+            if _NAME in table.column_names:
+                names = tuple(table[_NAME].drop_null().to_pylist())
+                table = table.drop_columns([_NAME])
+            else:  # as it was written until 2026-11
+                names = tuple(meta["images"])
+            patches = table["patch"].to_numpy()
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{path}: not a ledger of meal-gpu: {error!r}") from error
+        if not np.array_equal(patches, np.arange(len(names) * grid.patches_per_image)):
+            raise RunError(
+                f"{path}: not a ledger of meal-gpu: {len(patches)} rows, not the patches 0 to "
+                f"{len(names) * grid.patches_per_image - 1} of {len(names)} images in their order; was it "
+                "sorted or filtered?"
+            )
         return cls(frames.from_arrow(table, torch.device(device)), grid, names)

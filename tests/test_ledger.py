@@ -1,7 +1,7 @@
 """The table of the pool: who is labelled since which step."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,12 +176,13 @@ def test_the_file_is_what_pandas_would_write(ledger: Ledger, tmp_path: Path) -> 
     stored = pq.read_table(tmp_path / "ledger.parquet")
     assert {field.name: str(field.type) for field in stored.schema} == {
         "patch": "int64", "image": "int32", "row": "int16", "column": "int16", "step": "int16",
-        "score": "float", "embedding_0": "float", "embedding_1": "float",
+        "score": "float", "embedding_0": "float", "embedding_1": "float", "name": "large_string",
     }  # fmt: skip
     assert {name: stored[name].null_count for name in ("step", "score", "embedding_1")} == {
         "step": 0, "score": 0, "embedding_1": 10,
     }  # fmt: skip
-    plain = pa.Table.from_pandas(table(ledger), preserve_index=False)
+    assert stored["name"].to_pylist() == [NAMES[0], *[None] * 5, NAMES[1], *[None] * 5]
+    plain = pa.Table.from_pandas(table(ledger), preserve_index=False).append_column("name", stored["name"])
     pq.write_table(plain.replace_schema_metadata(stored.schema.metadata), tmp_path / "plain.parquet")
     assert (tmp_path / "ledger.parquet").read_bytes() == (tmp_path / "plain.parquet").read_bytes()
 
@@ -218,6 +219,46 @@ def test_another_parquet_file_is_named(metadata: dict[bytes, bytes], tmp_path: P
     _with_metadata(tmp_path / "other.parquet", metadata)
     with pytest.raises(RunError, match=r"other\.parquet: not a ledger"):
         Ledger.read(tmp_path / "other.parquet")
+
+
+def test_names_in_the_metadata_are_read_too(ledger: Ledger, tmp_path: Path) -> None:
+    """As ledgers were written at first."""
+    path = tmp_path / "ledger.parquet"
+    ledger.label(ids(3), step=1)
+    ledger.write(path)
+    stored = pq.read_table(path)
+    meta = json.loads(stored.schema.metadata[b"meal_gpu"]) | {"images": NAMES}
+    stored = stored.drop_columns(["name"]).replace_schema_metadata({b"meal_gpu": json.dumps(meta).encode()})
+    pq.write_table(stored, path)
+    again = Ledger.read(path)
+    assert (again.grid, again.names, again.labelled().tolist()) == (GRID, NAMES, [3])
+
+
+def test_long_names_of_many_images_are_read_again(tmp_path: Path) -> None:
+    """Parquet's metadata, where they once were, is written at any size but read up to 100 MB only."""
+    names = [f"{'drive/' * 40}{k:09d}.png" for k in range(300_000)]
+    Ledger.create(Grid(1, 1, 8, 8), names).write(tmp_path / "ledger.parquet")
+    assert Ledger.read(tmp_path / "ledger.parquet").names == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.sort_by([("patch", "descending")]),
+        lambda table: table.slice(0, 11),
+        lambda table: table.slice(1),
+        lambda table: pa.concat_tables([table, table]),
+    ],
+)
+def test_rows_that_are_not_the_pool_are_refused(
+    change: Callable[[pa.Table], pa.Table], ledger: Ledger, tmp_path: Path
+) -> None:
+    """Rows stand for patches by their place; tools that sort and filter keep the metadata."""
+    path = tmp_path / "ledger.parquet"
+    ledger.write(path)
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(RunError, match=r"ledger\.parquet: not a ledger .* rows, not the patches 0 to"):
+        Ledger.read(path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 but not really"])
