@@ -9,6 +9,7 @@ typedef unsigned long long uint64;
 
 #define FULL_WARP 0xffffffffu
 #define INFINITE __int_as_float(0x7f800000)
+#define LARGEST 3e38f
 
 #ifndef CUDA_ON_CPU  // the tests' harness brings its own of these
 
@@ -71,6 +72,12 @@ __device__ __forceinline__ float to_float(Logit bits) {
 #else
   return from_bfloat16(bits);
 #endif
+}
+
+// A class masked by the least float would be infinite in bits, and its p log p, 0 times that, no number
+__device__ __forceinline__ float scaled(float logit, float scale) {
+  const float z = logit * scale;
+  return fabsf(z) == INFINITE && fabsf(logit) < INFINITE ? copysignf(LARGEST, z) : z;
 }
 
 // Up to SPAN_X (SPAN_Y) neighbouring pixels of one axis that lie between the same two nodes, that is,
@@ -162,7 +169,7 @@ __device__ __forceinline__ void stage(float* staged, const Logit* logits, Geomet
 #pragma unroll
     for (int e = 0; e < VECTOR; e++) {
       if (e >= skipped && offset + e < length) {
-        *to = to_float(vector.logits[e]) * scale;
+        *to = scaled(to_float(vector.logits[e]), scale);
         to += tile.pitch;
         if (++k == CLASSES) {
           k = 0;
@@ -180,7 +187,7 @@ __device__ __forceinline__ void stage(float* staged, const Logit* logits, Geomet
     const Vector vector = *reinterpret_cast<const Vector*>(logits + start);
     float* to = staged + k * tile.pitch + row * tile.columns + column;
 #pragma unroll
-    for (int e = 0; e < VECTOR; e++) to[e] = to_float(vector.logits[e]) * scale;
+    for (int e = 0; e < VECTOR; e++) to[e] = scaled(to_float(vector.logits[e]), scale);
   }
 #endif
 }

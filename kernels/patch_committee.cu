@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(128)
       const Plane plane = logits_plane(planes + k * area, width, x, y);
 #pragma unroll
       for (int i = 0; i < SPAN_X; i++) {
-        const float below = scale * (value_at(plane, 0, i) - largest[i]);
+        const float below = scaled(value_at(plane, 0, i) - largest[i], scale);
         const float power = exp2_approx(below);
         z_sum[i] += power;
         weighted[i] = fmaf(below, power, weighted[i]);

@@ -110,7 +110,7 @@ __device__ __forceinline__ float exact_measure(const Logit* logits, Geometry g, 
       const float a = logit_at(logits, g, k, top + x.lower), b = logit_at(logits, g, k, top + x.upper);
       const float c = logit_at(logits, g, k, bottom + x.lower), d = logit_at(logits, g, k, bottom + x.upper);
       const float upper = fmaf(right, b - a, a);
-      const float z = scale * fmaf(low, fmaf(right, d - c, c) - upper, upper);
+      const float z = scaled(fmaf(low, fmaf(right, d - c, c) - upper, upper), scale);
       if (pass == 0) {
         largest = fmaxf(largest, z);
       } else {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def score_committee(
         valid: [H, W] bool, the pixels that count.
     """
     padded = model.padded_size(pool.size)
-    counting = valid if valid is None else valid.to(pool.device, torch.uint8)
+    counting = valid if valid is None else valid.to(pool.device, torch.uint8, non_blocking=True)
     parts: list[Committee] = []
     for logits in predictions:
         parts.append(
@@ -115,14 +116,21 @@ def mirrored(pool: ImageSet, model: Network) -> Predictions:
 
 @contextmanager
 def _training(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """The layers in train mode; they are the user's own where a network cannot be copied."""
+    """The layers in train mode while they themselves run: an adapter sets all of its model to eval mode."""
+
+    def begin(layer: nn.Module, _args: Any) -> None:
+        layer.training = True
+
+    def end(layer: nn.Module, _args: Any, _output: Any) -> None:
+        layer.training = False
+
+    handles = [layer.register_forward_pre_hook(begin) for layer in layers]
+    handles += [layer.register_forward_hook(end, always_call=True) for layer in layers]
     try:
-        for layer in layers:
-            layer.train()
         yield
     finally:
-        for layer in layers:
-            layer.eval()
+        for handle in handles:
+            handle.remove()
 
 
 def _seed(seed: int, devices: Sequence[torch.device]) -> None:

@@ -59,7 +59,19 @@ def _computed(config: Config, dataset: Dataset, patches: int) -> dict[str, int]:
         held["outputs of the frozen encoder"] = int(
             sum(min(third, len(split) * image) for split in (dataset.train, dataset.val))
         )
+        held["outputs for the labelled patches"] = int(min(third, _shown(config, dataset, patches) * image))
     return held
+
+
+def _shown(config: Config, dataset: Dataset, patches: int) -> float:
+    """How many images' worth the last step trains on."""
+    if config.strategy == SUPERVISED:
+        return len(dataset.train)
+    initial = config.initial_images * math.prod(config.grid)
+    labelled = min(patches, initial + config.number_of_steps(patches, initial) * config.query_size)
+    if config.context == "image":
+        return min(len(dataset.train), labelled)
+    return labelled / math.prod(config.grid)
 
 
 def _fits(size: int, config: Config, device: torch.device) -> bool:

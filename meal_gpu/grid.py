@@ -4,7 +4,8 @@ An image of H×W pixels is cut into rows × columns patches of ceil(H/rows) × c
 the last row and column hold what is left. Patch ids count row by row within an image, image by image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import index
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +31,8 @@ class Grid:
     width: int
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # NumPy's integers would be another type to a kernel
+            object.__setattr__(self, field.name, index(getattr(self, field.name)))
         for axis, parts, length in (("rows", self.rows, self.height), ("columns", self.columns, self.width)):
             if parts < 1 or length < 1:
                 raise InputError(

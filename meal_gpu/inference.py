@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from meal_gpu.config import require_device
 from meal_gpu.convolution import phase_dilated
 from meal_gpu.errors import InputError, UnavailableError
+from meal_gpu.memory import same_device
 from meal_gpu.models import Network, Output
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -111,7 +112,7 @@ def require_place(model: nn.Module, device: torch.device) -> None:
                 f"{name_of(model)} is on the meta device: {name} has a shape and no values; "
                 "load its weights (model.to_empty(device=...), then load_state_dict)"
             )
-        if tensor.device.type != device.type or None is not device.index != tensor.device.index:
+        if not same_device(tensor.device, device):
             raise InputError(
                 f"{name_of(model)} has {name} on {tensor.device}, and the images are on {device}: "
                 f"model.to({str(device)!r}), or leave out device="

@@ -75,6 +75,16 @@ def _free(pointer: int) -> None:
     torch.cuda.caching_allocator_delete(pointer)  # type: ignore[no-untyped-call]
 
 
+def same_device(one: torch.device, other: torch.device) -> bool:
+    """Whether both name the same; "cuda" without a number is the current GPU."""
+    if one.type != "cuda" or other.type != "cuda":
+        return one.type == other.type
+    first, second = (
+        torch.cuda.current_device() if device.index is None else device.index for device in (one, other)
+    )
+    return first == second
+
+
 def free_bytes(device: torch.device) -> int:
     """How many bytes can still be allocated on `device`, roughly.
 

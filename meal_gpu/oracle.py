@@ -61,15 +61,21 @@ class Oracle:
         if (pool := self.images.resident) is not None:
             return self.ops.gather_patches(pool, None, shown, *normalisation).pixels
         ascending, order = shown.cpu().sort()
-        parts = [
-            self.ops.gather_patches(window.pixels, None, window.local, *normalisation).pixels
-            for window in windows(self.images, ascending, grid, _AT_ONCE)
-        ]
-        return torch.cat(parts)[order.argsort().to(self.images.device)]
+        order = order.to(self.images.device)
+        found = torch.empty(
+            (len(order), 3, *self.sample_size), device=order.device, memory_format=torch.channels_last
+        )
+        done = 0
+        for window in windows(self.images, ascending, grid, _AT_ONCE):
+            part = self.ops.gather_patches(window.pixels, None, window.local, *normalisation).pixels
+            found[order[done : done + len(part)]] = part
+            done += len(part)
+        return found
 
     def truth(self, patches: torch.Tensor) -> torch.Tensor:
         """[M] ids -> labels uint8 [M, ph, pw] on the images' device; void where an image ends before."""
-        here = patches.to(self.labels.device, non_blocking=True)
+        # To the host only with waiting: its memory would be read before the copy is there
+        here = patches.to(self.labels.device, non_blocking=self.labels.device.type == "cuda")
         size = self.grid.patch_height, self.grid.patch_width
         at, inside = pixels_of_patches(here, self.grid, size)
         return self.labels[at].masked_fill(~inside, self.void).to(self.images.device)

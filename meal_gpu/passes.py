@@ -10,7 +10,7 @@ import torch
 
 from meal_gpu.errors import MealGpuError
 from meal_gpu.grid import Grid
-from meal_gpu.images.sources import Images, Resident
+from meal_gpu.images.sources import Images, Part, Resident
 from meal_gpu.inference import Graphed, autocast, checked, for_inference, name_of
 from meal_gpu.memory import Halving, is_out_of_memory
 from meal_gpu.models import Encoded, Network, Output, Segmenter
@@ -73,6 +73,14 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def part(self, numbers: torch.Tensor) -> "ImageSet":
+        """The images [K > 0] of these numbers, renumbered from 0, of which nothing is kept."""
+        names = None if self._names is None else [self._names[number] for number in numbers.tolist()]
+        return ImageSet(
+            Part(self.images, numbers), self.ops, precision=self.precision, batch_size=self._batch_size,
+            names=names, classes=self._classes,
+        )  # fmt: skip
 
     def name(self, image: int) -> str:
         """What errors call an image."""

@@ -45,10 +45,11 @@ class Settings:
 class ScoredPool:
     """The pool as a strategy sees it (`strategies.base.Pool`): all is computed when first asked for.
 
-    Patches in `excluded` [E] are not chosen, and to those in `absent` [A] the model is not applied either.
-    What `scored`, by entropy, holds is not computed. `needs` is what a pass over the pool finds besides
-    scores; `members` are the ensemble's; of images only the pixels in `valid` [H, W] bool count. Nothing here
-    waits for the device where the images live on it; `require_finite` does, at the end.
+    Patches in `excluded` [E] are not chosen, and to those in `absent` [A], all of some images, the model is
+    not applied either. What `scored`, by entropy, holds is not computed. `needs` is what a pass over the pool
+    finds besides scores; `members` are the ensemble's; of images only the pixels in `valid` [H, W] bool
+    count. Where the images live on the device nothing here waits for it but `require_finite`: at the end,
+    and before Φ is fitted.
     """
 
     def __init__(
@@ -123,19 +124,35 @@ class ScoredPool:
 
     def committee(self, of: str) -> Committee:
         if of not in self._committees:
-            settings = self._settings
-            if of == "dropout":
-                seed = rng.integer(settings.seed, settings.step, "committee")
-                predictions = committees.dropout(self._images, self._model, settings.passes, seed)
-            elif of == "members":
-                predictions = committees.members(self._images, (self._model, *self._members))
-            else:
-                predictions = committees.mirrored(self._images, self._model)
-            self._committees[of] = committees.score_committee(
-                self._images, predictions, self._model, self._grid, temperature=settings.temperature,
-                valid=self._valid, advance=self._advance,
-            )  # fmt: skip
+            self._committees[of] = self._predicted(of)
         return self._committees[of]
+
+    def _predicted(self, of: str) -> Committee:
+        settings, images = self._settings, self._images
+        present = self._present()
+        if self._absent is not None:
+            images = images.part(present[:: self._grid.patches_per_image] // self._grid.patches_per_image)
+        if of == "dropout":
+            seed = rng.integer(settings.seed, settings.step, "committee")
+            predictions = committees.dropout(images, self._model, settings.passes, seed)
+        elif of == "members":
+            predictions = committees.members(images, (self._model, *self._members))
+        else:
+            predictions = committees.mirrored(images, self._model)
+        found = committees.score_committee(
+            images, predictions, self._model, self._grid, temperature=settings.temperature,
+            valid=self._valid, advance=self._advance,
+        )  # fmt: skip
+        if self._absent is None:
+            return found
+        patches = len(self._images) * self._grid.patches_per_image
+        here = present.to(images.device)
+        return Committee(*(each.new_zeros(patches).index_copy(0, here, each) for each in found))
+
+    def _present(self) -> torch.Tensor:
+        """[P - A] int64 on the CPU, ascending: the patches of images that the model is applied to."""
+        patches = torch.arange(len(self._images) * self._grid.patches_per_image)
+        return patches if self._absent is None else patches[~torch.isin(patches, self._absent)]
 
     def scores(self) -> torch.Tensor:
         if self._scores is None:
@@ -167,9 +184,7 @@ class ScoredPool:
     def manifold(self) -> Manifold:
         if self._manifold is None:
             seed = rng.integer(self._settings.seed, 0, "manifold")
-            patches = torch.arange(len(self._images) * self._grid.patches_per_image)
-            if self._absent is not None:
-                patches = patches[~torch.isin(patches, self._absent)]
+            patches = self._present()
             features = self.features(patches[subsample(len(patches), self._settings.limit, seed)])
             self.require_finite()
             self._manifold = self.fitted = self._fit(features, seed)

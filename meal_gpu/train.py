@@ -186,41 +186,59 @@ class _Batches:
         self._known = 0 if self._encoded is None else len(self._encoded.deep)
         left = self._once[self._known :]
         size = len(left) * math.prod(oracle.sample_size) * _PIXEL_BYTES
-        if oracle.images.resident is None and 0 < size <= schedule.cache_bytes:
+        free = schedule.cache_bytes - sum(maps.nbytes for maps in self._encoded or ())
+        if oracle.images.resident is None and 0 < size <= free:
             self._pixels = oracle.pixels(left, model)
 
     def _encodings(self, schedule: Schedule) -> Encoded | None:
         self._model.eval()
-        free = schedule.cache_bytes
-        parts: list[Encoded] = []
-        for places in torch.split(torch.arange(len(self._once)), schedule.batch_size):
+        kept: Encoded | None = None
+        fit = len(self._once)
+        for places in torch.split(torch.arange(fit), schedule.batch_size):
+            if not len(places := places[places < fit]):
+                break
             with autocast(self._oracle.images.device, schedule.precision):
                 part = self._encode(places)
-            free -= sum(maps.nbytes for maps in part)
-            if free < 0:
-                break
-            parts.append(part)
-        return Encoded(*(torch.cat(maps) for maps in zip(*parts, strict=True))) if parts else None
+            if kept is None:
+                fit = min(fit, schedule.cache_bytes // sum(maps[0].nbytes for maps in part))
+                if not fit:
+                    return None
+                kept = Encoded(*(_room(maps, fit) for maps in part))
+            for maps, found in zip(kept, part, strict=True):
+                maps[places[0] : places[0] + len(found)] = found[: fit - places[0]]
+        return kept
 
     def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [B, C, ph, pw] and uint8 [B, ph, pw] of these of the patches."""
-        places, within = self._place[rows], self._within[rows.to(self._within.device)]
+        places, within = self._place[rows], self._within[_at(rows, self._within)]
         encoded = self._encode(places) if self._encoded is None else self._found(places, self._encoded)
-        return self._decode(encoded, within), self._labels[rows.to(self._labels.device)]
+        return self._decode(encoded, within), self._labels[_at(rows, self._labels)]
 
     def _found(self, places: torch.Tensor, kept: Encoded) -> Encoded:
         known = places < self._known
-        encoded = Encoded(*(maps[places.where(known, 0).to(maps.device)] for maps in kept))
+        encoded = Encoded(*(maps[_at(places.where(known, 0), maps)] for maps in kept))
         if not known.all():
             fresh = self._encode(places[~known])
             for maps, part in zip(encoded, fresh, strict=True):
-                maps[(~known).nonzero()[:, 0].to(maps.device)] = part
+                maps[_at((~known).nonzero()[:, 0], maps)] = part
         return encoded
 
     def _encode(self, places: torch.Tensor) -> Encoded:
         if self._pixels is not None:
-            pixels = self._pixels[(places - self._known).to(self._pixels.device)]
+            pixels = self._pixels[_at(places - self._known, self._pixels)]
         else:
-            pixels = self._oracle.pixels(self._once[places.to(self._once.device)], self._model)
+            pixels = self._oracle.pixels(self._once[_at(places, self._once)], self._model)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._model.frozen):
             return self._model.encode(pixels)
+
+
+def _at(rows: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """Rows, on the CPU, beside what they are rows of; a GPU is not waited for."""
+    return rows.to(of.device, non_blocking=of.device.type == "cuda")
+
+
+def _room(maps: torch.Tensor, n: int) -> torch.Tensor:
+    """Memory for n of `maps` [B, C, h, w], laid out as these are."""
+    channels_last = maps.is_contiguous(memory_format=torch.channels_last)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((n, *maps.shape[1:]), dtype=maps.dtype, device=maps.device, memory_format=form)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import segmentation_models_pytorch as smp
 import torch
-from networks import calibrated
+from networks import calibrated, settle
 from small_networks import Small
 
 from meal_gpu import memory, ops, rng
@@ -19,8 +20,8 @@ from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableEr
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold, subsample
-from meal_gpu.models import Builder, Network, Segmenter
-from meal_gpu.ops import reference
+from meal_gpu.models import Builder, Network, Output, Segmenter
+from meal_gpu.ops import Committee, reference
 from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.scoring import ImageSet, Scored, patch_features, score_pool
 from meal_gpu.strategies import MEASURES, STRATEGIES
@@ -271,6 +272,44 @@ def test_one_bad_image_is_the_one_that_is_named(model: Segmenter) -> None:
     choking = Choking(model.encoder, model.decoder, 3)
     with pytest.raises(MealGpuError, match=r"city/4\.png.*\(patch 32\)"):
         acquire(choking, images, 3, strategy="entropy", ledger=Ledger.create(GRID, NAMES))
+
+
+@pytest.mark.parametrize("strategy", ["bald", "mc-entropy"])
+def test_dropout_of_somebody_elses_network_decides(strategy: str) -> None:
+    own = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=3)
+    settle(own)
+    scores = ask(own, 4, strategy).pool_scores
+    certain = ask(own, 4, "entropy").pool_scores
+    assert scores is not None and certain is not None
+    # BALD without dropout is 0, and mc-entropy is the entropy
+    assert float((scores if strategy == "bald" else (scores - certain).abs()).max()) > 1e-3
+
+
+@pytest.mark.parametrize("of", ["dropout", "members", "mirrored"])
+def test_a_committee_is_not_asked_about_absent_images(of: str, small: Small) -> None:
+    images, absent = IMAGES.clone(), torch.arange(16, 24)
+    images[2] = 255
+    kept = torch.cat([torch.arange(16), torch.arange(24, 48)])
+
+    class Choking(Small):
+        def forward(self, images: torch.Tensor) -> Output:
+            assert not bool((images.mean(dim=(1, 2, 3)) > 1).any())  # the white one
+            return super().forward(images)
+
+    def committee(pixels: torch.Tensor, names: tuple[str, ...], gone: torch.Tensor | None) -> Committee:
+        network = Choking(3, seed=0)
+        pool = ScoredPool(
+            ImageSet(pixels, reference, batch_size=1), network, Ledger.create(GRID, names), 4, Settings(),
+            excluded=gone, absent=gone, members=[network],
+        )  # fmt: skip
+        found = pool.committee(of)
+        pool.require_finite()
+        return found
+
+    found = committee(images, NAMES, absent)
+    alone = committee(torch.cat([images[:2], images[3:]]), (*NAMES[:2], *NAMES[3:]), None)
+    for one, other in zip(found, alone, strict=True):
+        assert torch.equal(one[kept], other) and one[absent].tolist() == [0] * 8
 
 
 @pytest.mark.parametrize(

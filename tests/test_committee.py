@@ -10,11 +10,13 @@ from networks import calibrated
 from torch import nn
 
 from meal_gpu import committee
+from meal_gpu.adapters import adapt
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Output, Segmenter
 from meal_gpu.ops import Committee, reference
 from meal_gpu.scoring import ImageSet, score_pool
+from meal_gpu.windowed import windowed
 
 # No multiple of 16 across: 8 columns are padding. No multiple of the patch's width either
 SIZE = (32, 56)
@@ -251,6 +253,22 @@ def test_only_dropout_is_in_train_mode(network: type[Noisy]) -> None:
     zero = logits == 0
     assert abs(float(zero.float().mean()) - 0.25) < 0.01
     torch.testing.assert_close(logits[~zero], pixels[~zero] * 4 / 3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("windows", [False, True])
+def test_dropout_of_an_adapted_network_is_on_and_nothing_else(training: bool, windows: bool) -> None:
+    """An adapter holds its user's model in eval mode, whatever mode that has."""
+    own = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.25)).train(training)
+    images, network = pool(), adapt(own)
+    if windows:
+        network = windowed(network, SIZE, (32, 32))
+    logits = next(committee.dropout(images, network, 50, seed=0))
+    if not windows:  # where these overlap both would have to be 0
+        assert abs(float((logits == 0).float().mean()) - 0.25) < 0.01
+    assert len(logits.unique(dim=0)) == 50
+    assert [module.training for module in own.modules()] == [training] * 3
+    assert own[0].num_batches_tracked == 0 and not own[1]._forward_hooks and not own[1]._forward_pre_hooks
 
 
 @pytest.mark.parametrize("model", [Noisy(0.0), nn.Sequential()], ids=["never drops", "no layer"])

@@ -13,7 +13,7 @@ from meal_gpu.images.listing import Listing, files_below
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, pin, require_images
-from meal_gpu.memory import free_bytes
+from meal_gpu.memory import free_bytes, same_device
 
 Given = str | Path | Sequence[str | Path] | torch.Tensor | Listed
 Progress = Callable[[int], None]
@@ -42,7 +42,7 @@ def open_images(
     if isinstance(given, torch.Tensor):
         images = require_images(given)
         names = tuple(str(index) for index in range(len(images)))
-        if images.device == device:
+        if same_device(images.device, device):
             return Resident(images), names
         if images.nbytes <= share * free_bytes(device):
             return Resident(images.to(device)), names

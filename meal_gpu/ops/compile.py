@@ -5,6 +5,7 @@ CuPy keeps what NVRTC compiled in ~/.cupy/kernel_cache (CUPY_CACHE_DIR), by sour
 """
 
 from functools import cache
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,10 @@ def launch(
             values.append(np.uintp(0))
         elif isinstance(argument, Int64):
             values.append(np.int64(argument))
-        elif isinstance(argument, int):
-            values.append(np.int32(argument))
-        else:
+        elif isinstance(argument, float):
             values.append(np.float32(argument))
+        else:
+            values.append(np.int32(index(argument)))
     stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
     with cupy.cuda.Device(device.index), stream:
         kernel = _kernel(file, entry, tuple(sorted(defines.items())), device.index)

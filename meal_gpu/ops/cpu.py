@@ -57,7 +57,7 @@ def patch_entropy(
     values, geometry = _upsampling(logits, (grid.height, grid.width), padded, align_corners)
     arguments = (
         values, *geometry, images, band,
-        grid.patch_width, grid.columns, MEASURES.index(measure), temperature, valid, sums, _counter(),
+        grid.patch_width, grid.columns, MEASURES.index(measure), float(temperature), valid, sums, _counter(),
     )  # fmt: skip
     native.call("patch_entropy", [arguments] * threads)
     pixels = reference.patch_pixels(grid, valid, logits.device)
@@ -91,7 +91,7 @@ def patch_classes(
     values, geometry = _upsampling(logits, (grid.height, grid.width), padded, align_corners)
     arguments = (
         values, *geometry, images, CLASS_ROWS, grid.patch_height, grid.patch_width, grid.rows, grid.columns,
-        temperature, valid, sums, counts, _counter(),
+        float(temperature), valid, sums, counts, _counter(),
     )  # fmt: skip
     native.call("patch_classes", [arguments] * threads)
     pixels = reference.patch_pixels(grid, valid, logits.device).clamp(min=1)
@@ -125,7 +125,7 @@ def patch_committee(
     )
     arguments = (
         values, *geometry, images, band,
-        grid.patch_width, grid.columns, members, temperature, valid, sums, _counter(),
+        grid.patch_width, grid.columns, members, float(temperature), valid, sums, _counter(),
     )  # fmt: skip
     native.call("patch_committee", [arguments] * threads)
     pixels = reference.patch_pixels(grid, valid, logits.device).clamp(min=1)

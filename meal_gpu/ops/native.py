@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from operator import index
 from pathlib import Path
 
 import torch
@@ -189,4 +190,4 @@ def _convert(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_
         return ctypes.c_void_p()
     if isinstance(argument, torch.Tensor):
         return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(index(argument))

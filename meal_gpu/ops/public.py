@@ -1,6 +1,7 @@
 """The array functions of the public interface: they check their arguments, then call the ops."""
 
 from math import isfinite
+from operator import index
 
 import torch
 
@@ -56,7 +57,7 @@ def patch_entropy(
         raise InputError(f"logits must be floating point, got {logits.dtype}; pass scores before softmax")
     if logits.shape[1] > MAX_CLASSES:
         raise InputError(f"logits have {logits.shape[1]} classes, at most {MAX_CLASSES} are supported")
-    height, width = size or (logits.shape[2], logits.shape[3])
+    height, width = map(index, size or logits.shape[2:])
     if height < logits.shape[2] or width < logits.shape[3]:
         raise InputError(f"size {(height, width)} is below the logits' {tuple(logits.shape[2:])}")
     if measure not in MEASURES:

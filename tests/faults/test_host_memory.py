@@ -62,6 +62,7 @@ def test_what_a_run_holds_is_what_was_estimated(tiny: Config) -> None:
     ("change", "part", "factor"),
     [
         ({"cache_gib": 0.0}, "outputs of the frozen encoder", 0.0),
+        ({"cache_gib": 0.0}, "outputs for the labelled patches", 0.0),
         ({"architecture": "paper"}, "features of the pool", 0.25),
         ({"grid": (8, 8)}, "ledger", 4.0),
         ({"pool_share": 0.0}, "labels of the pool", 1.0),

@@ -95,6 +95,19 @@ def test_extreme_logits(scale: float, kind: str, kernels: torch.device) -> None:
         check(logits, Grid(patches, patches, 32, 32), (32, 32), False, kernels)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.25, 1.0])
+def test_a_class_masked_by_the_least_number_counts_as_none(
+    dtype: torch.dtype, temperature: float, kernels: torch.device
+) -> None:
+    grid, others = Grid(2, 2, 30, 40), random_logits(3, 2, 4, 8, 10, scale=1).to(dtype)
+    masked = torch.cat([others, torch.full_like(others[:, :, :1], torch.finfo(dtype).min)], dim=2)
+    actual = cuda.patch_committee(masked.to(kernels), grid, (30, 40), True, temperature=temperature)
+    expected = reference.patch_committee(others.double(), grid, (30, 40), True, temperature=temperature)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other.float(), rtol=0, atol=4e-6)
+
+
 def test_nan_reaches_its_patch_and_not_what_is_not_valid(kernels: torch.device) -> None:
     grid, clean = Grid(2, 2, 64, 64), random_logits(2, 2, 3, 16, 16)
     logits = clean.clone()

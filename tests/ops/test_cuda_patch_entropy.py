@@ -161,6 +161,23 @@ def test_what_is_not_finite_makes_nan_where_it_reaches_and_nowhere_else(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("temperature", [0.25, 1.0])
+def test_a_class_masked_by_the_least_number_counts_as_none(
+    dtype: torch.dtype, channels_last: bool, measure: str, temperature: float, kernels: torch.device
+) -> None:
+    grid, others = Grid(2, 2, 30, 40), random_logits(2, 4, 8, 10, scale=1).to(dtype)
+    masked = torch.cat([others, torch.full_like(others[:, :1], torch.finfo(dtype).min)], dim=1)
+    if channels_last:
+        masked = masked.contiguous(memory_format=torch.channels_last)
+    options = {"measure": measure, "temperature": temperature}
+    actual = cuda.patch_entropy(masked.to(kernels), grid, (30, 40), True, **options).cpu()  # type: ignore[arg-type]
+    expected = reference.patch_entropy(others.double(), grid, (30, 40), True, **options)  # type: ignore[arg-type]
+    torch.testing.assert_close(actual, expected.float(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_results_are_the_same_bits_again_in_any_batch_and_in_either_layout(
     dtype: torch.dtype, kernels: torch.device
 ) -> None:

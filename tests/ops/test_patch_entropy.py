@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -202,6 +203,15 @@ def test_input_is_left_alone() -> None:
     patch_entropy(logits, size=(8, 8))
     patch_entropy(logits, size=(32, 32))
     assert torch.equal(logits, before)
+
+
+def test_whole_numbers_of_any_kind_are_what_they_say() -> None:
+    logits = random_logits(1, 5, 8, 8)
+    expected = patch_entropy(logits, grid=(2, 2), size=(32, 32), temperature=2.0)
+    given = {"grid": (np.int64(2), np.int32(2)), "size": (np.int64(32), torch.tensor(32))}
+    assert torch.equal(patch_entropy(logits, **given, temperature=2), expected)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        patch_entropy(logits, size=(32.0, 32))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
