@@ -23,7 +23,7 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT, Manifold
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
-from meal_gpu.pool import FEATURES, ScoredPool, Settings
+from meal_gpu.pool import FEATURES, ScoredPool, Settings, candidates_for
 from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies.base import Selection
 
@@ -131,7 +131,7 @@ def acquire(
     manifold: Manifold | None = None,
     seed: int = 0,
     grid: tuple[int, int] = (4, 4),
-    candidates: int = 200,
+    candidates: int | None = None,
     manifold_limit: int = LIMIT,
     features: str = "crop",
     layer: str | None = None,
@@ -159,7 +159,8 @@ def acquire(
         manifold: Φ for strategies that need it; None: fitted here on the features of every patch.
         seed: of all draws. One seed, and one ledger, give one query.
         grid: rows and columns of patches; the ledger's own where one is given.
-        candidates: N_I, how many patches of highest entropy enter the second stage.
+        candidates: N_I, how many patches of highest entropy enter the second stage; None: 200, and for an n
+            above 32 as many more (6.25 n). For one number of them a query begins any larger one.
         manifold_limit: patches that Φ is fitted on where it is fitted here; see docs/SCALE.md for what a
             share of the pool costs.
         features: "crop": of a patch's own pixels, as in the paper; "shared": of the pass that scores.
@@ -214,8 +215,9 @@ def acquire(
             f"but {len(source)} of {source.size[0]}×{source.size[1]} were given"
         )
     settings = Settings(
-        candidates=max(candidates, n), features=features, seed=seed, step=max(1, ledger.last_step() + 1),
-        limit=manifold_limit, measure=measure, passes=passes, temperature=temperature,
+        candidates=candidates_for(n, candidates, strategy), features=features, seed=seed,
+        step=max(1, ledger.last_step() + 1), limit=manifold_limit, measure=measure, passes=passes,
+        temperature=temperature,
     )  # fmt: skip
     image_set = ImageSet(
         source, select_for(where, ops),

@@ -58,7 +58,12 @@ def acquire(
         Path | None,
         typer.Option(help="A .png like the frames: where it is 0 (bonnet, border) nothing counts."),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="N_I, of highest entropy.")] = 200,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="N_I, of highest entropy.", show_default="200, of more than 32 patches 6.25 for each"
+        ),
+    ] = None,
     manifold_limit: Annotated[
         int, typer.Option(min=4, help="Patches that the manifold is fitted on, of a pool of more.")
     ] = 50_000,

@@ -4,6 +4,7 @@ Step 0 labels all patches of a few random images; step k labels the k-th query, 
 k - 1. Each step then trains from scratch on everything labelled so far and is recorded as a whole.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def run(
         dataset = open_dataset(config)
         experiment = load(config, monitor, dataset)
         with locked(out):
-            folder = RunFolder.create(out, config, experiment.pool.device, data.snapshot(dataset))
+            folder = RunFolder.create(out, config, experiment.pool.device, _made_on(config, dataset))
             folder.quarantine(experiment.quarantined)
             _steps(experiment, folder, monitor, trackers, examine)
         return folder
@@ -88,13 +89,23 @@ def run(
     configs.require_same(folder.config, config, folder.path)
     with locked(out):
         dataset = open_dataset(config)
-        folder.require_dataset(data.snapshot(dataset))
+        folder.require_dataset(_made_on(config, dataset))
         folder.clean()
         folder.publish_ledger()  # it may have been killed between its last step and this
         experiment = load(config, monitor, dataset)
         folder.quarantine(experiment.quarantined)
         _steps(experiment, folder, monitor, trackers, examine)
     return folder
+
+
+def _made_on(config: Config, dataset: data.Dataset) -> dict[str, Any]:
+    """What a run cannot go on without, as JSON."""
+    found = data.snapshot(dataset)
+    weights = Path(config.encoder_weights)
+    if config.encoder_weights not in ("imagenet", "none") and weights.is_file():
+        with weights.open("rb") as file:
+            found["encoder_weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def initial_patches(grid: Grid, images: int, count: int, seed: int) -> torch.Tensor:

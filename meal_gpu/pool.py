@@ -7,6 +7,7 @@ import torch
 
 from meal_gpu import committee as committees
 from meal_gpu import rng, strategies
+from meal_gpu.errors import InputError
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT, Manifold, subsample
 from meal_gpu.models import Network
@@ -16,6 +17,23 @@ from meal_gpu.strategies.base import highest
 
 SHARED = "shared"
 FEATURES = ("crop", SHARED)
+CANDIDATES = 200  # N_I of the paper, for its N of 32
+_QUERY_SIZE = 32
+
+
+def candidates_for(n: int, given: int | None, strategy: str) -> int:
+    """How many candidates n patches are chosen from: as many as given, else the paper's 200, and of more
+    than its 32 patches as many for each. Of n candidates all would be taken, by their score alone.
+
+    Raises:
+        InputError: fewer are given than are to be chosen, and the strategy takes candidates.
+        ConfigError: an unknown strategy.
+    """
+    if given is None or not strategies.get(strategy).measured:
+        return max(CANDIDATES, -(-CANDIDATES * n // _QUERY_SIZE))
+    if given < n:
+        raise InputError(f"candidates is {given}, below the {n} patches to choose: raise it, or leave it out")
+    return given
 
 
 @dataclass(frozen=True)
@@ -27,7 +45,7 @@ class Settings:
     those with dropout; logits are divided by `temperature`.
     """
 
-    candidates: int = 200
+    candidates: int = CANDIDATES
     features: str = "crop"
     seed: int = 0
     step: int = 1

@@ -31,6 +31,12 @@ def predictions(
             yield [_inside(logits, box, images.size, native, padded, model.align_corners) for box in wanted]
 
 
+def class_count(images: ImageSet, model: Network) -> int:
+    """How many classes the model tells apart, by its logits for the first batch."""
+    _, output = next(iter(images.outputs(model)))
+    return output.logits.shape[1]
+
+
 def patch_predictions(
     source: Images, image_set: Callable[[Images], ImageSet], model: Network, images: NDArray[np.int64],
     boxes: Sequence[Sequence[int]], native: Size, advance: Advance = lambda _: None,

@@ -81,7 +81,7 @@ class RunFolder:
             raise RunError(f"this run cannot be continued: {error}") from error
 
     def require_dataset(self, now: dict[str, Any]) -> None:
-        """Raises RunError, naming what differs, unless the dataset is still the one that the run began on."""
+        """Raises RunError, naming what differs, unless dataset and encoder weights are those it began on."""
         path = self.path / "dataset.json"
         if not path.exists():  # of a version that did not write it
             return
@@ -91,7 +91,7 @@ class RunFolder:
             raise RunError(f"{path}: not the record of a dataset: {error!r}; restore it") from error
         if differs:
             raise RunError(
-                f"{self.path} was begun on another dataset ({differs}): restore it, or choose another --out"
+                f"{self.path} was begun on other files ({differs}): restore them, or choose another --out"
             )
 
     def quarantine(self, problems: Sequence[data.Problem]) -> None:

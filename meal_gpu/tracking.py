@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from meal_gpu.errors import ConfigError, UnavailableError
-from meal_gpu.record import RunFolder, write
+from meal_gpu.record import RunFolder, locked, write
 
 
 class Tracker(Protocol):
@@ -45,13 +45,14 @@ def open_trackers(names: Sequence[str], run_path: Path, *, resume: bool = False)
     Raises:
         ConfigError: an unknown name.
         UnavailableError: a package that is not installed.
-        RunError: with `resume`, there is no run.
+        RunError: with `resume`, there is no run, or another process is at work on it.
     """
     require(names)
     opened = [_Once(name, run_path) for name in dict.fromkeys(names)]
-    if resume:
-        for tracker in opened:
-            tracker.catch_up()
+    if resume and opened:
+        with locked(run_path):  # nothing of a run that another process is at work on
+            for tracker in opened:
+                tracker.catch_up()
     return list(opened)
 
 

@@ -22,7 +22,7 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold, subsample
 from meal_gpu.models import Builder, Network, Output, Segmenter
 from meal_gpu.ops import Committee, reference
-from meal_gpu.pool import ScoredPool, Settings
+from meal_gpu.pool import ScoredPool, Settings, candidates_for
 from meal_gpu.scoring import ImageSet, Scored, patch_features, score_pool
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
@@ -192,8 +192,20 @@ def test_the_ledgers_grid_counts(model: Segmenter) -> None:
     assert query.boxes[0, 3] == 32
 
 
-def test_fewer_candidates_than_asked_for_are_raised_to_n(model: Segmenter, manifold: Manifold) -> None:
-    assert len(ask(model, 12, "meal", manifold, candidates=3)) == 12
+def test_fewer_candidates_than_asked_for_are_refused(small: Small) -> None:
+    with pytest.raises(InputError, match="candidates is 3, below the 12 patches to choose"):
+        ask(small, 12, "meal", candidates=3)
+
+
+def test_a_large_query_is_chosen_from_more_candidates() -> None:
+    """Of n candidates all would be taken by their entropy alone, and cover nothing."""
+    assert [candidates_for(n, None, "meal") for n in (1, 32, 33, 64, 320)] == [200, 200, 207, 400, 2000]
+    assert candidates_for(64, 64, "meal") == 64 and candidates_for(64, 8, "entropy") == 400
+    model, images = Small(3, seed=0), torch.cat([IMAGES, IMAGES.flip(2), IMAGES.flip(1)])  # 288 patches
+    query = acquire(model, images, 201, precision="float32")
+    entropy = acquire(model, images, 201, strategy="entropy", precision="float32")
+    assert query.embedding is not None
+    assert query.patch_ids.tolist() != entropy.patch_ids.tolist()
 
 
 def test_the_query_as_a_table(model: Segmenter, manifold: Manifold, tmp_path: Path) -> None:

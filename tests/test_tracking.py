@@ -17,7 +17,7 @@ import torch
 from meal_gpu import experiment, tracking
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError, UnavailableError
-from meal_gpu.record import RunFolder
+from meal_gpu.record import RunFolder, locked
 
 needs_tensorboard = pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
 needs_wandb = pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed")
@@ -129,6 +129,13 @@ def test_every_step_is_logged_once(vendor: type[Vendor], folder: RunFolder) -> N
     tracking.open_trackers(["vendor"], folder.path, resume=True)[0].close()
     assert vendor.held == [(step, expected(step)) for step in range(3)]
     assert (vendor.opened, vendor.closed) == (3, 3)
+
+
+def test_a_run_in_progress_keeps_its_trackers_to_itself(vendor: type[Vendor], folder: RunFolder) -> None:
+    add_steps(folder, 0)
+    with locked(folder.path), pytest.raises(RunError, match="is in use by process"):
+        tracking.open_trackers(["vendor"], folder.path, resume=True)
+    assert (vendor.opened, vendor.held) == (0, [])
 
 
 def test_a_server_that_is_gone_stops_no_run_and_gets_the_rest_later(

@@ -22,6 +22,8 @@ from meal_gpu.data import palette
 from meal_gpu.data.dataset import VOID, Color
 from meal_gpu.errors import DataError, RunError
 from meal_gpu.images.content import contents, is_url
+from meal_gpu.images.headers import SUFFIXES
+from meal_gpu.ledger import Ledger
 
 Pixels = NDArray[np.uint8]
 
@@ -87,8 +89,10 @@ class Item:
     def name(self) -> str:
         """Of the crop, without suffix: frame and box, such as `seq1/0042__l120_t90_r240_b180`."""
         # A manifest may call frames by absolute paths or URLs: the name must stay below a folder
-        plain = self.image.split("://")[-1]
-        stem = "/".join(p for p in PurePosixPath(plain).with_suffix("").parts if p not in ("/", ".."))
+        plain = PurePosixPath(self.image.split("://")[-1])
+        if plain.suffix.lower() in SUFFIXES:
+            plain = plain.with_suffix("")
+        stem = "/".join(part for part in plain.parts if part not in ("/", ".."))
         return f"{stem}__l{self.box.left}_t{self.box.top}_r{self.box.right}_b{self.box.bottom}"
 
 
@@ -121,6 +125,18 @@ class Asked:
     def by_name(self) -> dict[str, Item]:
         """The items by the name of their crop."""
         return {item.name: item for item in self.items}
+
+    def require_of(self, ledger: Ledger, path: Path) -> None:
+        """Raises DataError unless every patch of the query is that of the ledger, which lies at `path`."""
+        grid = ledger.grid
+        for item in self.items:
+            image = item.patch // grid.patches_per_image
+            if self.grid != (grid.rows, grid.columns) or not (
+                0 <= image < len(ledger.names) and ledger.names[image] == item.image
+            ):
+                raise DataError(
+                    f"{self.path}: patch {item.patch} of {item.image} is not in {path}; another pool's query"
+                )
 
     @property
     def context(self) -> int:

@@ -33,14 +33,14 @@ from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_listing
 from meal_gpu.images.probing import ON_BAD, Problem
-from meal_gpu.images.sources import Images
+from meal_gpu.images.sources import Images, Part
 from meal_gpu.inference import PRECISIONS, default_precision, device_named
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
-from meal_gpu.pool import SHARED, ScoredPool, Settings
-from meal_gpu.prediction import patch_predictions
+from meal_gpu.pool import SHARED, ScoredPool, Settings, candidates_for
+from meal_gpu.prediction import class_count, patch_predictions
 from meal_gpu.scoring import ImageSet
 
 _AT_ONCE = 32  # patches whose cost is estimated together
@@ -151,10 +151,10 @@ def _ask(
         problems += [Problem(listing.files[row], why) for row, why in sorted(failed.items())]
         write_quarantine(ledger_path, problems, stage)
     absent = torch.from_numpy(ledger.grid.patches_of(sorted(failed)))
-    excluded, step = _excluded(plan.exclude, ledger, torch.cat([invalid, absent]))
-    count, n = _count(plan, ledger, excluded)
+    excluded, step = _excluded(plan.exclude, ledger, ledger_path, torch.cat([invalid, absent]))
+    count, n, candidates = _count(plan, ledger, excluded)
     settings = Settings(
-        max(plan.candidates, n), plan.features, plan.seed, step, limit=plan.manifold_limit,
+        candidates, plan.features, plan.seed, step, limit=plan.manifold_limit,
         measure=plan.measure, passes=plan.passes, temperature=work.temperature,
     )  # fmt: skip
     pool = ScoredPool(
@@ -183,8 +183,13 @@ def _ask(
             f"the budget pays for no patch: the first takes {totals.clicks[0]:.0f} clicks and "
             f"{totals.hours[0]:.2f} h with its frame"
         )
+    classes = plan.classes
+    if classes is None:
+        first = torch.tensor([items[0].patch // ledger.grid.patches_per_image])
+        number_of = class_count(work.image_set(Part(source, first)), network)
+        classes = tuple(f"class {number}" for number in range(number_of))
     asked = Asked(
-        out, step, plan.strategy, plan.seed, _classes(plan.classes, masks), native, plan.grid,
+        out, step, plan.strategy, plan.seed, classes, native, plan.grid,
         tuple(items[:number]), _notes(plan, totals, number, key),
     )  # fmt: skip
     report = Report(
@@ -201,29 +206,37 @@ def _ask(
     return report
 
 
-def _excluded(queries: Sequence[Path], ledger: Ledger, invalid: torch.Tensor) -> tuple[torch.Tensor, int]:
+def _excluded(
+    queries: Sequence[Path], ledger: Ledger, ledger_path: Path, invalid: torch.Tensor
+) -> tuple[torch.Tensor, int]:
     """Patches that may not be chosen, and the number of this query."""
     step = max(1, ledger.last_step() + 1)
     ids = [invalid]
     for path in queries:
         other = Asked.read(path)
+        other.require_of(ledger, ledger_path)
         step = max(step, other.step + 1)
         ids.append(torch.tensor([item.patch for item in other.items], dtype=torch.int64))
     return torch.cat(ids), step
 
 
-def _count(plan: Plan, ledger: Ledger, excluded: torch.Tensor) -> tuple[int | None, int]:
-    """How many patches are paid for, or None; and how many the strategy must put in order for that."""
+def _count(plan: Plan, ledger: Ledger, excluded: torch.Tensor) -> tuple[int | None, int, int]:
+    """How many patches are paid for, or None; how many the strategy must put in order for that; of how many
+    candidates.
+    """
     free = ledger.unlabelled()
     left = int((~torch.isin(free, excluded)).sum())
     if not left:
         raise InputError("no patch is left to ask: all are labelled, excluded or invalid")
     count = plan.budget.patches(len(ledger))
+    if count is not None:
+        count = min(count, left)
+    given = None if count == left else plan.candidates  # then all are taken
+    candidates = candidates_for(count or 1, given, plan.strategy)
     if count is not None and plan.pack == 1:
-        return min(count, left), min(count, left)
+        return count, count, candidates
     # One less than all candidates, for these would come in the order of their entropy
-    most = max(1, min(left, plan.candidates) - 1)
-    return (None if count is None else min(count, left)), max(most, min(count or 0, left))
+    return count, max(1, min(left, candidates) - 1, count or 0), candidates
 
 
 def _items(
@@ -258,17 +271,6 @@ def _items(
             )
         )
     return items, masks
-
-
-def _classes(given: tuple[str, ...] | None, masks: list[Pixels]) -> tuple[str, ...]:
-    top = max((int(mask[mask != 255].max(initial=0)) for mask in masks), default=0)
-    if given is None:
-        return tuple(f"class {i}" for i in range(top + 1))
-    if top >= len(given):
-        raise ConfigError(
-            f"the model predicts class {top}, but {len(given)} classes are named (0 to {len(given) - 1})"
-        )
-    return given
 
 
 def _notes(plan: Plan, totals: Totals, number: int, key: str) -> dict[str, object]:

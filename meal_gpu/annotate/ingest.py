@@ -120,7 +120,7 @@ def accept(
     source: str,
 ) -> Ingested:
     """Check answers, then store them; see `ingest`."""
-    _belongs(asked, ledger, ledger_path)
+    asked.require_of(ledger, ledger_path)
     steps = ledger.frame["step"].to_numpy()
     problems: list[str] = []
     good: list[tuple[Item, np.ndarray]] = []
@@ -155,19 +155,6 @@ def accept(
         ledger.label(torch.tensor([item.patch for item, _ in good]), asked.step)
         ledger.write(ledger_path)
     return Ingested(tuple(item for item, _ in good), tuple(empty), tuple(problems))
-
-
-def _belongs(asked: Asked, ledger: Ledger, path: Path) -> None:
-    """Raises DataError unless every patch of the query is that of the ledger."""
-    grid = ledger.grid
-    for item in asked.items:
-        image = item.patch // grid.patches_per_image
-        if asked.grid != (grid.rows, grid.columns) or not (
-            0 <= image < len(ledger.names) and ledger.names[image] == item.image
-        ):
-            raise DataError(
-                f"{asked.path}: patch {item.patch} of {item.image} is not in {path}; another pool's query"
-            )
 
 
 def _fit(labels: np.ndarray, item: Item, asked: Asked) -> tuple[str | None, np.ndarray | None]:

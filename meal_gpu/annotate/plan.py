@@ -19,7 +19,7 @@ class Plan:
     measure: str = "entropy"
     seed: int = 0
     grid: tuple[int, int] = (4, 4)
-    candidates: int = 200
+    candidates: int | None = None  # as `pool.candidates_for` has it
     manifold_limit: int = LIMIT
     refit: bool = False  # Φ to what the pool holds now, where an earlier query fitted it to what it held then
     features: str = "crop"

@@ -43,6 +43,9 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     for key in ("classes", "ids"):
         if before[key] != now[key]:
             return f"{key}: {before[key]} then, {now[key]} now"
+    old, new = (each.get("encoder_weights") for each in (before, now))  # where they are a file
+    if old is not None and new is not None and old != new:
+        return f"encoder_weights: a file of SHA-256 {old[:12]}… then, {new[:12]}… now"
     for split in ("train", "val"):
         old, new = before[split], now[split]
         gone, added = [n for n in old if n not in new], [n for n in new if n not in old]

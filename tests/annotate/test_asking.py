@@ -229,6 +229,32 @@ def test_the_manifold_follows_a_pool_that_grows_when_it_is_asked_to(
     assert grown == kept("d", ledger="whole.parquet") == kept("e")
 
 
+def test_the_classes_are_the_models_whatever_it_predicts(ask: Ask) -> None:
+    """So that every query of a pool has the same."""
+    expected = tuple(f"class {number}" for number in range(5))
+    assert ask("q", "-n", 1, "--strategy", "random").classes == expected
+
+
+def test_frames_whose_names_hold_dots_have_crops_of_their_own(ask: Ask, frames: Path, tmp_path: Path) -> None:
+    files = sorted(frames.rglob("*.png"))
+    names = [f"1690000000.{number}23456" for number in range(len(files))]
+    manifest = tmp_path / "pool-frames.parquet"
+    pd.DataFrame({"path": [str(file) for file in files], "name": names}).to_parquet(manifest)
+    asked = ask("q", "-n", 60, "--strategy", "random", images=manifest)
+    assert len(asked.by_name) == 60
+    assert {name.split("__")[0] for name in asked.by_name} == set(names)
+
+
+def test_only_queries_of_this_pool_are_excluded(ask: Ask, frames: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for number, file in enumerate(sorted(frames.rglob("*.png"))):
+        (folder / f"other{number}.png").write_bytes(file.read_bytes())
+    ask("other", "-n", 2, "--strategy", "random", ledger="other.parquet", images=folder)
+    with pytest.raises(MealGpuError, match=r"other: patch \d+ of other\d\.png is not in .*another pool's"):
+        ask("q", "-n", 2, "--strategy", "random", "--exclude", tmp_path / "other")
+
+
 def test_coverage_is_what_the_potential_lost() -> None:
     points = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
     assert coverage(points, np.array([0, 2, 1])).tolist() == [0.0, 1 - 9 / 25, 1.0]

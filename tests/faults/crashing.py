@@ -208,7 +208,7 @@ def differing(where: Path, reference: Path) -> list[str]:
     different = [f"{p} (only after a kill)" for p in found.keys() - expected.keys()]
     different += [f"{p} (lost)" for p in expected.keys() - found.keys()]
     for name in found.keys() & expected.keys():
-        held = name.name in ("env.json", "log.jsonl", "asked.json", "query.json")
+        held = name.name in ("env.json", "log.jsonl")
         if not held and found[name].read_bytes() != expected[name].read_bytes():
             different.append(str(name))
     return sorted(different)

@@ -62,7 +62,7 @@ def made(quick: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    timed = ("env.json", "log.jsonl", "query.json")
+    timed = ("env.json", "log.jsonl")
     found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
     return {str(name): b"" if p.name in timed else p.read_bytes() for name, p in found.items()}
 

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from meal_gpu import cli, experiment, lock, record
 from meal_gpu.annotate.ingest import ingest
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
+from meal_gpu.models import Builder
 from meal_gpu.preparation import Silent
 from meal_gpu.record import RunFolder
 
@@ -55,6 +57,25 @@ def test_a_finished_run_resumes_to_itself(copy: Path, quick: Config) -> None:
     before = files(copy)
     experiment.run(quick, copy, resume=True)
     assert files(copy) == before
+
+
+@fault("folder", "encoder weights that were replaced since", "a resume is refused, with both SHA-256")
+def test_other_encoder_weights_are_not_gone_on_with(quick: Config, tmp_path: Path) -> None:
+    weights, other = tmp_path / "encoder.safetensors", tmp_path / "other.safetensors"
+    for seed, file in enumerate((weights, other)):
+        encoder = Builder("smp", 19, "none", seed=seed)(0).encoder
+        save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, file)
+    config = quick.replace(encoder_weights=str(weights))
+    run = experiment.run(config, tmp_path / "run").path
+    before = files(run)
+    experiment.run(config, run, resume=True)
+    weights.unlink()
+    other.rename(weights)
+    with pytest.raises(
+        RunError, match=r"begun on other files .encoder_weights: a file of SHA-256 \w{12}… then"
+    ):
+        experiment.run(config, run, resume=True)
+    assert files(run) == before
 
 
 def holding(file: Path, what: Path) -> subprocess.Popen[str]:
@@ -191,7 +212,7 @@ def test_another_dataset_is_refused(
     changed(root, what)
     with pytest.raises(RunError, match=message) as refused:
         experiment.run(config, copy, resume=True)
-    assert "was begun on another dataset" in str(refused.value)
+    assert "was begun on other files" in str(refused.value)
     assert files(copy) == before
 
 
