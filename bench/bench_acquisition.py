@@ -137,7 +137,12 @@ def peers(
         "OpenCV, bfloat16, unseeded umap-learn": bound(pipelines.SKILLED),
     }
     if device.type != "cuda":
-        return found
+        compiled = replace(
+            pipelines.SKILLED,
+            network=partial(pipelines.eager, "bfloat16", True),
+            entropy=pipelines.compiled_entropy(),
+        )
+        return found | {"OpenCV, torch.compile, unseeded umap-learn": bound(compiled)}
     compiled = Pipeline(
         decode=pipelines.by_dali,
         network=partial(pipelines.eager, "bfloat16", True),

@@ -61,10 +61,11 @@ def cases(device: torch.device) -> Iterator[Case]:
     images = images.to(device, memory_format=torch.channels_last)
     ready = for_inference(model, precision, device)
 
-    def calling(network: Any, precision: str, at_once: int = batch) -> Callable[[], torch.Tensor]:
+    def calling(network: Any, precision: str) -> Callable[[], torch.Tensor]:
         def call() -> torch.Tensor:
             with torch.inference_mode(), autocast(device, precision):
-                return torch.cat([network(part).logits.clone() for part in images.split(at_once)])
+                parts = images.split(default_batch(device))
+                return torch.cat([network(part).logits.clone() for part in parts])
 
         return call
 
@@ -75,14 +76,12 @@ def cases(device: torch.device) -> Iterator[Case]:
         contenders["ours, CUDA graph"] = calling(graphed, "float32")
         contenders["ours, no graph"] = calling(ready, precision)
     else:
-        contenders["ours"] = calling(ready, precision, default_batch(device))
+        contenders["ours"] = calling(ready, precision)
     torch.compiler.reset()
     compiled = torch.compile(model, mode="reduce-overhead" if on_gpu else None, dynamic=False)
-    contenders |= {
-        "eager, float32": calling(model, "float32"),
-        f"eager, {precision} autocast": calling(model, precision),
-        f"torch.compile, {precision} autocast": calling(compiled, precision),
-    }
+    for each in dict.fromkeys(("float32", precision)):
+        contenders[f"eager, {each}"] = calling(model, each)
+    contenders[f"torch.compile, {precision}"] = calling(compiled, precision)
     exact = calling(model, "float32")()
 
     def quality(name: str, result: Any) -> dict[str, Any]:

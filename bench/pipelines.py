@@ -23,10 +23,9 @@ from meal_gpu.inference import Graphed, autocast, default_precision, for_inferen
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Output, Segmenter
 from meal_gpu.ops.reference import normalise
-from meal_gpu.scoring import pool_features
+from meal_gpu.scoring import default_batch, pool_features
 from meal_gpu.timing import Stages
 
-BATCH = 8
 CANDIDATES, N = 200, 32
 
 Given = Sequence[Path] | torch.Tensor
@@ -98,7 +97,7 @@ class Pipeline:
 
 
 def _resident(images: torch.Tensor) -> Iterator[torch.Tensor]:
-    for batch in images.split(BATCH):
+    for batch in images.split(default_batch(images.device)):
         yield normalise(batch, IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -126,7 +125,7 @@ def by_data_loader(
 ) -> Iterator[torch.Tensor]:
     """A worker for each core; with `finish`, they normalise as well, as ToTensor and Normalize would."""
     loader = DataLoader(
-        _Files(paths, decode, finish), BATCH, num_workers=len(os.sched_getaffinity(0)),
+        _Files(paths, decode, finish), default_batch(device), num_workers=len(os.sched_getaffinity(0)),
         pin_memory=device.type == "cuda",
     )  # fmt: skip
     for batch in loader:
@@ -135,7 +134,7 @@ def by_data_loader(
 
 
 def by_dali(paths: Sequence[Path], device: torch.device) -> Iterator[torch.Tensor]:
-    loader = Loader(paths, image_size(paths[0]), device=device, batch_size=BATCH)
+    loader = Loader(paths, image_size(paths[0]), device=device, batch_size=default_batch(device))
     return (normalise(batch, IMAGENET_MEAN, IMAGENET_STD) for batch in loader)
 
 

@@ -19,10 +19,13 @@ class Finding:
 def _torch() -> str:
     import torch
 
+    from meal_gpu.inference import default_precision
+
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    amx = "bfloat16 in hardware" if torch.cpu._is_amx_tile_supported() else "no bfloat16 in hardware"
-    return f"CPU only, {torch.get_num_threads()} threads, {amx}"
+    fast = default_precision(torch.device("cpu")) == "bfloat16"
+    hardware = "bfloat16 in hardware" if fast else "no bfloat16 in hardware"
+    return f"CPU only, {torch.get_num_threads()} threads, {hardware}"
 
 
 def _smp() -> str:

@@ -50,7 +50,7 @@ def device_named(name: str) -> torch.device:
 
 def default_precision(device: torch.device) -> str:
     """bfloat16 where the hardware has it, float32 elsewhere."""
-    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if fast else "float32"
 
 

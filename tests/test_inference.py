@@ -162,8 +162,8 @@ def test_a_network_that_cannot_be_copied_serves_as_it_is() -> None:
 
 
 def test_the_default_precision_is_what_the_hardware_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    for amx, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+    for has, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         assert default_precision(CPU) == expected
     assert default_precision(torch.device("cuda")) == "bfloat16"
 

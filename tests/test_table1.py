@@ -12,7 +12,7 @@ from meal_gpu import cli
 from meal_gpu.config import PRESETS, Config
 from meal_gpu.sweep.request import FILE, Sweep, read
 
-TWO_CORES = PRESETS["camvid"].replace(architecture="smp", validate_every=5)
+TWO_CORES = PRESETS["camvid"].replace(architecture="smp", validate_every=5, precision="float32")
 EXPECTED = {
     "frozen": PRESETS["camvid"],
     "finetuned": PRESETS["camvid-finetune"],
