@@ -70,11 +70,14 @@ def _summary(rows: Rows) -> str:
     for (case, sizes), group in results.grouped(rows, lambda row: results.key(row)[:2]):
         ours = group[0]
         peers = [row for row in group if not row["contender"].startswith("ours")]
-        best = min(peers, key=lambda row: row["median"])
+        best = min(peers, key=lambda row: row["median"], default=None)
         limit = f"{ours['share']:.0%} {ours['limit']}" if ours["share"] is not None else "–"
         lines.append([
-            case.replace("_", " "), sizes, _spread(ours), limit, best["contender"], _spread(best),
-            f"{figures(best['median'] / ours['median'], 2)}",
+            case.replace("_", " "), sizes, _spread(ours), limit,
+            *(
+                ("–", "–", "–") if best is None
+                else (best["contender"], _spread(best), figures(best["median"] / ours["median"], 2))
+            ),
         ])  # fmt: skip
     head = ["case", "sizes", "ours", "limit", "fastest of the others", "its time", "× ours"]
     return markdown(head, lines, "llrllrr")

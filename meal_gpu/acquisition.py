@@ -6,6 +6,7 @@ Nothing here can reach a label.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,14 @@ import torch
 from torch import nn
 
 from meal_gpu import rng, strategies
-from meal_gpu.adapters import adapt
+from meal_gpu.adapters import Normalisation, adapt
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images.opening import SHARE, Given, open_images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named, require_place
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT, Manifold
-from meal_gpu.models import Network
+from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import select_for
 from meal_gpu.pool import FEATURES, ScoredPool, Settings, candidates_for
 from meal_gpu.scoring import ImageSet
@@ -135,6 +136,8 @@ def acquire(
     manifold_limit: int = LIMIT,
     features: str = "crop",
     layer: str | None = None,
+    mean: Normalisation = IMAGENET_MEAN,
+    std: Normalisation = IMAGENET_STD,
     size: tuple[int, int] | None = None,
     batch_size: int | None = None,
     precision: str = "auto",
@@ -166,6 +169,7 @@ def acquire(
         features: "crop": of a patch's own pixels, as in the paper; "shared": of the pass that scores.
         layer: name of the submodule whose output [B, D, h, w] gives features; None: the encoder, where
             `adapt` knows it.
+        mean, std: of the normalisation that the model was trained with, for RGB in 0..1.
         size: (height, width) that image files are resized to; None: that of the first.
         batch_size: images in a forward pass; None: 8 on a GPU, 1 on the CPU, whose caches then hold the
             activations.
@@ -187,8 +191,11 @@ def acquire(
         MealGpuError: the model fails, or its output is not finite: the image is named. Or the device's memory
             is used up by one image.
     """
-    if n < 1:
-        raise InputError(f"n must be at least 1, got {n}")
+    for what, number in (("n", n), ("batch_size", batch_size)):
+        if number is not None and not _counts(number):
+            raise InputError(f"{what} must be at least 1, and whole; got {number!r}")
+    if size is not None and (len(size) != 2 or not all(map(_counts, size))):
+        raise InputError(f"size is (height, width), two whole numbers above 0; got {size!r}")
     needs = strategies.needed(strategy, measure)
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature must be above 0, got {temperature}")
@@ -201,7 +208,7 @@ def acquire(
     ):  # fmt: skip
         if value not in known:
             raise InputError(f"{what} is {value!r}; known: {', '.join(known)}")
-    network = adapt(model, layer=layer)
+    network = adapt(model, layer=layer, mean=mean, std=std)
     where = device_named(str(device)) if device is not None else _device_of(model, images)
     for one in (model, *members):
         if isinstance(one, nn.Module):
@@ -213,6 +220,14 @@ def acquire(
         raise InputError(
             f"the ledger holds {len(ledger.names)} images of {ledger.grid.height}×{ledger.grid.width}, "
             f"but {len(source)} of {source.size[0]}×{source.size[1]} were given"
+        )
+    elif isinstance(images, str | Path | list | tuple) and ledger.names != names:
+        row = next(
+            row for row, (one, other) in enumerate(zip(ledger.names, names, strict=True)) if one != other
+        )
+        raise InputError(
+            f"image {row} is {ledger.names[row]!r} in the ledger, and {names[row]!r} among the images: a "
+            "ledger keeps its images and their order (Ledger.extended adds others)"
         )
     settings = Settings(
         candidates=candidates_for(n, candidates, strategy), features=features, seed=seed,
@@ -226,9 +241,13 @@ def acquire(
     )  # fmt: skip
     pool = ScoredPool(
         image_set, network, ledger, n, settings, manifold, needs=needs,
-        members=[adapt(member, layer=layer) for member in members],
+        members=[adapt(member, layer=layer, mean=mean, std=std) for member in members],
     )  # fmt: skip
     return query(pool, strategy, ledger)
+
+
+def _counts(number: object) -> bool:
+    return isinstance(number, Integral) and int(number) > 0
 
 
 def _device_of(model: object, images: object) -> torch.device:

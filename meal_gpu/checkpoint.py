@@ -166,7 +166,7 @@ def _unwrapped(content: Any, path: Path) -> Tensors:
 
 
 def _stripped(found: Tensors, expected: Tensors) -> Tensors:
-    """With the prefixes off that all names share, as far as that brings them nearest to the expected ones."""
+    """With the prefixes off that all names share, or on, as that brings them nearest to the expected ones."""
     best, most = found, len(found.keys() & expected.keys())
     while found and most < len(expected):
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None)
@@ -175,6 +175,10 @@ def _stripped(found: Tensors, expected: Tensors) -> Tensors:
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
         if (fitting := len(found.keys() & expected.keys())) > most:
             best, most = found, fitting
+    for prefix in _PREFIXES:  # of an adapter that a factory returns
+        added = {f"{prefix}{name}": tensor for name, tensor in best.items()}
+        if len(added.keys() & expected.keys()) > most:
+            return added
     return best
 
 

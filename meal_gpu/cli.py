@@ -141,6 +141,8 @@ def run(
         from meal_gpu.record import RunFolder
 
         assert out is not None
+        if preset or config:
+            raise ConfigError("--resume goes on with the run's own settings: leave out --preset and --config")
         chosen = RunFolder.resume(out).config.replace(**given)
     else:
         chosen = _base(preset, dataset, config, given.get("strategy")).replace(**given)

@@ -24,6 +24,17 @@ def pair(text: str | None, what: str) -> tuple[int, int] | None:
     return int(first), int(second)
 
 
+def triple(text: str | None, what: str) -> tuple[float, float, float] | None:
+    """ "0.5,0.5,0.5" -> its numbers. Raises ConfigError, which names `what`."""
+    if text is None:
+        return None
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"{what} {text!r}: expected three numbers, such as 0.5,0.5,0.5") from None
+    return red, green, blue
+
+
 def acquire(
     images: Annotated[
         str, typer.Option(help="A folder, manifest .parquet, '*.tar' shards, or a URL of these.")
@@ -72,6 +83,17 @@ def acquire(
     ] = False,
     features: Annotated[str, typer.Option(help="crop, or shared (one pass).")] = "crop",
     layer: Annotated[str | None, typer.Option(help="Submodule whose output gives features.")] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Of the values in 0..1 that the model was trained on.",
+            show_default="ImageNet's",
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="The same.", show_default="ImageNet's")
+    ] = None,
     passes: Annotated[int, typer.Option(min=1, help="With dropout, for mc-entropy and bald.")] = 8,
     temperature: Annotated[
         float | None, typer.Option(help="Logits are divided by it; needed for meal-calibrated.")
@@ -121,23 +143,25 @@ def acquire(
     from meal_gpu.annotate.shards import Cluster
     from meal_gpu.cluster import connected
     from meal_gpu.data.folder import read_classes
+    from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD
     from meal_gpu.pool import FEATURES
     from meal_gpu.progress import Terminal
 
     if features not in FEATURES:
         raise ConfigError(f"features is {features!r}; known: {', '.join(FEATURES)}")
     names = read_classes(classes)[0] if classes else None
+    arguments = key_values("--model-arg", model_arg or [])
     plan = Plan(
         budget=amount, strategy=strategy, measure=measure, seed=seed, grid=rows, candidates=candidates,
         manifold_limit=manifold_limit, refit=refit, features=features,
         size=pair(size, "size"), window=pair(window, "window"), overlap=overlap, valid=valid, classes=names,
         cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer, passes=passes,
         temperature=temperature, on_bad=on_bad, cache=cache, shard=shard,
-        precision=precision, device=device, ops=ops,
+        precision=precision, device=device, ops=ops, made_by=(model, sorted(arguments.items())),
+        mean=triple(mean, "mean") or IMAGENET_MEAN, std=triple(std, "std") or IMAGENET_STD,
     )  # fmt: skip
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ConfigError(f"temperature is {temperature}; it must be above 0")
-    arguments = key_values("--model-arg", model_arg or [])
 
     network = checkpoints.build(model, arguments, checkpoint)
     others = [checkpoints.build(model, arguments, weights) for weights in member or []]
@@ -248,8 +272,9 @@ def export(
         raise ConfigError("--no-predictions is for --to label-studio with --push; files hold them always")
     if push is not None and token is None:
         raise ConfigError("--push needs --token, or the variable MEAL_GPU_TOKEN")
-    formats.export(asked, target, form=to)
-    typer.echo(f"{to}: {len(asked.items)} patches, {target}")
+    if push is None or out is not None or not target.is_dir():  # of a push that failed it is there
+        formats.export(asked, target, form=to)
+        typer.echo(f"{to}: {len(asked.items)} patches, {target}")
     if push is not None and token is not None:
         from meal_gpu.annotate import push_cvat, push_label_studio
 

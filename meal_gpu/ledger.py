@@ -81,8 +81,11 @@ class Ledger:
         """Mark [n] distinct, unlabelled patches as labelled at `step`.
 
         Raises:
-            InputError: a patch that is not in the pool, is given twice, or is labelled already.
+            InputError: a patch that is not in the pool, is given twice, or is labelled already; a step
+                outside 0 to 32,767.
         """
+        if not 0 <= step <= torch.iinfo(torch.int16).max:
+            raise InputError(f"step must be 0 to {torch.iinfo(torch.int16).max}, got {step}")
         steps = self._steps().clone()
         ids = patches.to(steps.device)
         if len(ids) == 0:

@@ -74,7 +74,11 @@ class RunFolder:
     def resume(cls, path: Path) -> "RunFolder":
         """Open a run to continue or read it. Raises RunError where there is none."""
         if not (path / "config.toml").is_file():
-            raise RunError(f"{path} holds no run (no config.toml); start one without --resume")
+            if runs := sorted(path.glob("*/config.toml")):
+                raise RunError(
+                    f"{path} holds {len(runs)} runs and is none: name one, such as {runs[0].parent}"
+                )
+            raise RunError(f"{path} holds no run (no config.toml)")
         try:
             return cls(path, configs.read(path / "config.toml"))
         except ConfigError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from small_networks import Small
+from torch import nn
 
 from meal_gpu.models import Output
 
@@ -38,6 +39,27 @@ class Troubled(Small):
 
 def troubled(once: str = "", seconds: float = 0, dark: float = -10, nan: bool = False) -> Troubled:
     return Troubled(once, seconds, dark, nan)
+
+
+class Scaled(Small):
+    """Another network for another `scale`, of the same weights."""
+
+    def __init__(self, classes: int, scale: float) -> None:
+        super().__init__(classes, seed=0)
+        self.scale = scale
+
+    def forward(self, images: torch.Tensor) -> Output:
+        output = super().forward(images)
+        return Output(self.scale * output.logits, output.features)
+
+
+def foreign(classes: int) -> nn.Module:
+    """A module of somebody who knows nothing of this package."""
+    network = nn.Conv2d(3, classes, kernel_size=1)
+    with torch.no_grad():
+        network.weight.copy_(torch.linspace(-1, 1, 3 * classes).view(classes, 3, 1, 1))
+        network.bias.zero_()
+    return network
 
 
 def other_everywhere() -> Small:

@@ -12,11 +12,12 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from networks import calibrated, settle
+from PIL import Image
 from small_networks import Small
 
 from meal_gpu import memory, ops, rng
 from meal_gpu.acquisition import Query, acquire
-from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableError
+from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, UnavailableError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold, subsample
@@ -286,6 +287,25 @@ def test_one_bad_image_is_the_one_that_is_named(model: Segmenter) -> None:
         acquire(choking, images, 3, strategy="entropy", ledger=Ledger.create(GRID, NAMES))
 
 
+def test_files_that_the_ledger_does_not_know_are_not_taken_for_others(small: Small, tmp_path: Path) -> None:
+    for name, pixels in zip("bcd", IMAGES, strict=False):
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{name}.png")
+    ledger = Ledger.create(GRID, ["b.png", "c.png", "d.png"])
+    assert len(acquire(small, tmp_path, 2, ledger=ledger, candidates=8).patch_ids) == 2
+    (tmp_path / "d.png").rename(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"image 0 is 'b\.png' in the ledger, and 'a\.png' among the images"):
+        acquire(small, tmp_path, 2, ledger=ledger)
+
+
+def test_a_file_that_would_be_read_wrongly_is_named(small: Small, tmp_path: Path) -> None:
+    for number, pixels in enumerate(IMAGES[:2]):
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{number}.png")
+    Image.fromarray(np.full((32, 64), 4095, np.uint16)).save(tmp_path / "2.png")
+    for images in (tmp_path, sorted(tmp_path.iterdir())):
+        with pytest.raises(DataError, match=r"2\.png: I;16 pixels, of more than 8 bits"):
+            acquire(small, images, 2)
+
+
 @pytest.mark.parametrize("strategy", ["bald", "mc-entropy"])
 def test_dropout_of_somebody_elses_network_decides(strategy: str) -> None:
     own = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=3)
@@ -332,6 +352,10 @@ def test_a_committee_is_not_asked_about_absent_images(of: str, small: Small) -> 
         (IMAGES[0], {}, InputError, ("[32, 64, 3]",)),
         (IMAGES[:0], {}, InputError, ("[0, 32, 64, 3]",)),
         (IMAGES, {"n": 0}, InputError, ("n must be at least 1", "0")),
+        (IMAGES, {"n": 1.5}, InputError, ("n must be at least 1, and whole", "1.5")),
+        (IMAGES, {"batch_size": 0}, InputError, ("batch_size must be at least 1", "0")),
+        (IMAGES, {"size": "32x32"}, InputError, ("size is (height, width)", "'32x32'")),
+        ([{"image": 1}] * 3, {}, InputError, ("must hold paths",)),
         (IMAGES, {"grid": (5, 40)}, InputError, ("40 columns", "64 pixels")),
         (IMAGES, {"grid": (0, 4)}, InputError, ("0 rows",)),
         (IMAGES, {"strategy": "coreset"}, ConfigError, ("'coreset'", "core-set")),

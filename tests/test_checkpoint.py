@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from meal_gpu.adapters import adapt
 from meal_gpu.checkpoint import build, fingerprint, load_weights
 from meal_gpu.errors import ConfigError, InputError, UnavailableError
 
@@ -127,6 +128,13 @@ def test_a_prefix_that_is_the_models_own_stays(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=r"1 of 9 tensors are missing, first 'model\.head\.bias'$"):
         load_weights(model, tmp_path / "w.pt")
+
+
+def test_weights_fit_the_network_inside_an_adapter(tmp_path: Path) -> None:
+    inner, given = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+    torch.save(given.state_dict(), tmp_path / "w.pt")
+    load_weights(adapt(inner), tmp_path / "w.pt")  # type: ignore[arg-type]
+    assert torch.equal(inner.weight, given.weight)
 
 
 def test_tied_weights_may_be_stored_once(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_help_imports_no_torch() -> None:
         (["run", "--set", "epochs=0"], "epochs is 0; it must be at least 1"),
         (["run", "--resume"], "--resume needs --out"),
         (["run", "--resume", "--out", "nowhere"], "nowhere holds no run"),
+        (["run", "--resume", "--out", "x", "--preset", "camvid"], "leave out --preset and --config"),
+        (["run", "--resume", "--out", "x", "--config", "y.toml"], "leave out --preset and --config"),
         (["run", "--ops", "cuda", "--device", "cpu"], "cannot work with device 'cpu': use --device cuda, or"),
         (["run", "--device", "gpu"], "device is 'gpu'; known: auto, cpu, cuda"),
         (["run", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),

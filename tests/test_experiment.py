@@ -13,6 +13,7 @@ from meal_gpu import config as configs
 from meal_gpu import data, experiment, ops, rng
 from meal_gpu.acquisition import draw_control
 from meal_gpu.calibration import LIMITS
+from meal_gpu.compare import compare, gather
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
 from meal_gpu.grid import Grid
@@ -196,6 +197,9 @@ def test_supervised_trains_on_every_image(tiny: Config, tmp_path: Path) -> None:
     metrics = json.loads((path / "steps/000/metrics.json").read_text())
     assert (metrics["labelled"], metrics["share"]) == (6, 1.0)
     assert not (path / "steps/001").exists()
+    experiment.run(tiny.replace(strategy="random", steps=1, epochs=1, final_epochs=1), tmp_path / "random")
+    (summary,) = compare(gather([tmp_path])).summaries
+    assert (summary.label, summary.supervised) == ("random", metrics["mean_iou"])
 
 
 def test_frozen_and_finetuned_differ_in_the_encoder(tiny: Config, tmp_path: Path) -> None:
@@ -267,5 +271,15 @@ def test_a_run_refuses_a_folder_in_use_and_other_settings(
         experiment.run(tiny, runs["meal"])
     with pytest.raises(ConfigError, match="query_size: 6 → 7"):
         experiment.run(tiny.replace(query_size=7), runs["meal"], resume=True)
-    with pytest.raises(RunError, match="without --resume"):
+    with pytest.raises(RunError, match="holds no run"):
         experiment.run(tiny, tmp_path / "nothing", resume=True)
+    with pytest.raises(RunError, match=r"holds \d runs and is none: name one, such as"):
+        experiment.run(tiny, runs["meal"].parent, resume=True)
+
+
+def test_a_run_goes_on_where_its_dataset_lies_now(
+    runs: dict[str, Path], tiny: Config, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(runs["meal"], tmp_path / "run"))
+    moved = Path(shutil.copytree(str(tiny.root), tmp_path / "moved"))
+    experiment.run(tiny.replace(root=str(moved), cache_gib=0.5), run, resume=True)

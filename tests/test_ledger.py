@@ -124,6 +124,12 @@ def test_labelling_what_cannot_be_labelled_changes_nothing(
     pd.testing.assert_frame_equal(table(ledger), before)
 
 
+@pytest.mark.parametrize("step", [-1, -5, 40_000])
+def test_a_step_that_is_none_is_refused(step: int, ledger: Ledger) -> None:
+    with pytest.raises(InputError, match=f"step must be 0 to 32767, got {step}"):
+        ledger.label(ids(2), step)
+
+
 @given(st.lists(st.sets(st.integers(0, 11), max_size=4), max_size=6))
 def test_labelled_and_unlabelled_partition_the_pool(device: str, queries: list[set[int]]) -> None:
     ledger = Ledger.create(GRID, NAMES, device=device)

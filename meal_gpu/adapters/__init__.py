@@ -4,6 +4,7 @@ A family is known by where its `forward` is defined, so that a subclass with a `
 as any other module is. Nothing of a vendor is imported for it.
 """
 
+import math
 from typing import cast
 
 from torch import nn
@@ -12,6 +13,8 @@ from meal_gpu.adapters.base import Adapter, Normalisation
 from meal_gpu.adapters.families import HuggingFace, Smp, Torchvision
 from meal_gpu.errors import InputError
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
+
+__all__ = ["Adapter", "Normalisation", "adapt"]
 
 _NETWORK = ("padded_size", "features", "mean", "std", "align_corners")
 _SMP = "segmentation_models_pytorch.base.model"
@@ -41,7 +44,8 @@ def adapt(
         mean, std: of the normalisation that the model was trained with, for values in 0..1.
 
     Raises:
-        InputError: something that is no module; a layer that is not there. When it is called: logits of
+        InputError: something that is no module; a layer that is not there; numbers that are no mean or
+            standard deviation. When it is called: logits of
             another rank or dtype or of one class, a layer whose output is no feature map.
     """
     if not isinstance(model, type) and all(hasattr(model, name) for name in _NETWORK):
@@ -49,12 +53,18 @@ def adapt(
             raise InputError(
                 f"{type(model).__name__} is a Network with features of its own; leave out layer="
             )
+        if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
+            raise InputError(
+                f"{type(model).__name__} is a Network with a normalisation of its own; leave out mean and std"
+            )
         return cast(Network, model)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"a model is a torch.nn.Module or a meal_gpu.models.Network (with {', '.join(_NETWORK)}); "
             f"got {type(model).__module__}.{type(model).__qualname__}"
         )
+    if len(mean) != 3 or len(std) != 3 or not all(0 < each < math.inf for each in std):
+        raise InputError(f"mean and std are three numbers each, those of std above 0; got {mean} and {std}")
     model = _unwrapped(model)
     return _family(model)(model, layer, mean, std)
 

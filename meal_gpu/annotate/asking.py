@@ -13,6 +13,7 @@ from meal_gpu.annotate.asked import Asked, Box, Item, Pixels, read_mask
 from meal_gpu.annotate.budget import packed
 from meal_gpu.annotate.cost import Totals
 from meal_gpu.annotate.kept import Kept, Shards, coverage
+from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.annotate.plot import plot
 from meal_gpu.annotate.pool import (
@@ -104,6 +105,9 @@ def _ask(
     if plan.precision not in ("auto", *PRECISIONS):
         raise ConfigError(f"precision is {plan.precision!r}; known: auto, {', '.join(PRECISIONS)}")
     device = device_named(plan.device)
+    store = LabelStore.of(ledger_path)
+    if plan.classes is not None:
+        store.named(plan.classes, len(plan.classes))  # before anything slow
     listing, problems = usable(list_images(images), ledger_path, plan.on_bad, stage)
     write_quarantine(ledger_path, problems, stage)
     ledger, added = open_ledger(ledger_path, listing, plan)
@@ -111,7 +115,7 @@ def _ask(
     native = frame_size(listing.files[0])
     working = (ledger.grid.height, ledger.grid.width)
 
-    applied = Applied(plan.layer, working, plan.window, plan.overlap)
+    applied = Applied(plan.layer, working, plan.window, plan.overlap, plan.mean, plan.std)
     network, *others = (applied.network(one, device) for one in (model, *members))
     # On a cluster only the frames of candidates and of the query are decoded here
     share = plan.pool_share if cluster is None else 0
@@ -124,7 +128,10 @@ def _ask(
         select_for(device, plan.ops).name, 1.0 if plan.temperature is None else plan.temperature,
         None if plan.classes is None else len(plan.classes), valid,
     )  # fmt: skip
-    described = (working, plan.grid, plan.window, plan.overlap, plan.layer, plan.features)
+    described = (
+        working, plan.grid, plan.window, plan.overlap, plan.layer, plan.features,
+        network.mean, network.std, network.align_corners, *plan.made_by,
+    )  # fmt: skip
     mask = None if valid is None else valid.numpy().tobytes()
     scaled = () if work.temperature == 1 else (work.temperature,)
     fingerprinted = (*described, work.precision, work.ops, mask, *scaled)
@@ -183,11 +190,8 @@ def _ask(
             f"the budget pays for no patch: the first takes {totals.clicks[0]:.0f} clicks and "
             f"{totals.hours[0]:.2f} h with its frame"
         )
-    classes = plan.classes
-    if classes is None:
-        first = torch.tensor([items[0].patch // ledger.grid.patches_per_image])
-        number_of = class_count(work.image_set(Part(source, first)), network)
-        classes = tuple(f"class {number}" for number in range(number_of))
+    first = torch.tensor([items[0].patch // ledger.grid.patches_per_image])
+    classes = store.named(plan.classes, class_count(work.image_set(Part(source, first)), network))
     asked = Asked(
         out, step, plan.strategy, plan.seed, classes, native, plan.grid,
         tuple(items[:number]), _notes(plan, totals, number, key),

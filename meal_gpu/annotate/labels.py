@@ -7,7 +7,7 @@ The ledger says what is labelled. A mask that it does not know is left over from
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from meal_gpu import atomic
 from meal_gpu.annotate.asked import Pixels, read_mask
-from meal_gpu.errors import DataError, RunError
+from meal_gpu.errors import ConfigError, DataError, RunError
 
 _PER_FOLDER = 1000
 
@@ -33,6 +33,11 @@ class Info:
             f"{len(self.classes)} classes ({', '.join(self.classes)}), frames of "
             f"{self.size[0]}×{self.size[1]} pixels, a grid of {self.grid[0]}×{self.grid[1]}"
         )
+
+
+def unnamed(number: int) -> tuple[str, ...]:
+    """Names of so many classes of which only their ids are known."""
+    return tuple(f"class {k}" for k in range(number))
 
 
 class LabelStore:
@@ -60,8 +65,24 @@ class LabelStore:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: damaged ({error!r}); restore it from a copy") from error
 
+    def named(self, classes: tuple[str, ...] | None, number: int) -> tuple[str, ...]:
+        """Names of a model's `number` classes: as given, else as in the labels so far, else "class 0", …
+
+        Raises:
+            ConfigError: the labels so far have other classes.
+        """
+        known = self.info.classes if (self.folder / "labels.json").exists() else None
+        found = classes or (known if known is not None and len(known) == number else unnamed(number))
+        if known is not None and known not in (found, unnamed(len(found))):
+            raise ConfigError(
+                f"the labels so far, in {self.folder}, are of {len(known)} classes ({', '.join(known)}), the "
+                f"model's of {len(found)} ({', '.join(found)}): name the same classes, or begin another "
+                "--ledger"
+            )
+        return found
+
     def describe(self, classes: tuple[str, ...], size: tuple[int, int], grid: tuple[int, int]) -> None:
-        """Say what the masks are of; the first call decides.
+        """Say what the masks are of; the first call decides, but for names where it had none.
 
         Raises:
             RunError: an earlier call said something else, or the folder cannot be written.
@@ -69,12 +90,14 @@ class LabelStore:
         given = Info(classes, size, grid)
         path = self.folder / "labels.json"
         if path.exists():
-            if (known := self.info) != given:
+            known, nameless = self.info, unnamed(len(classes))
+            if given in (known, replace(known, classes=nameless)) and len(known.classes) == len(classes):
+                return
+            if known != replace(given, classes=nameless):
                 raise RunError(
                     f"{path}: the labels so far are of {known}; these are of {given}; "
                     "a pool keeps its classes and sizes: begin another --ledger"
                 )
-            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic.writing(path) as aside:

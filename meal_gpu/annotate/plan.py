@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from meal_gpu.adapters import Normalisation
 from meal_gpu.annotate.budget import Budget
 from meal_gpu.annotate.cost import CostModel
 from meal_gpu.images.headers import Size
 from meal_gpu.images.opening import SHARE
 from meal_gpu.manifold import LIMIT
+from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Plan:
     context: int = 0
     exclude: tuple[Path, ...] = ()
     layer: str | None = None
+    made_by: tuple[object, ...] = ()  # what tells models apart beside their weights: factory and arguments
+    mean: Normalisation = IMAGENET_MEAN
+    std: Normalisation = IMAGENET_STD
     passes: int = 8
     temperature: float | None = None
     precision: str = "auto"

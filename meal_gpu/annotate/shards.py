@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from meal_gpu import checkpoint
-from meal_gpu.adapters import adapt
+from meal_gpu.adapters import Normalisation, adapt
 from meal_gpu.annotate.kept import Shards, Tensors
 from meal_gpu.cluster import Run
 from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, RunError, UnavailableError
@@ -24,7 +24,7 @@ from meal_gpu.images.listing import Listing
 from meal_gpu.images.opening import open_listing
 from meal_gpu.images.sources import Images, Part
 from meal_gpu.inference import for_inference
-from meal_gpu.models import Network
+from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import MEASURES, PatchClasses, select_for
 from meal_gpu.scoring import Advance, ImageSet, Scored, require_finite, score_pool
 from meal_gpu.windowed import windowed
@@ -112,16 +112,20 @@ def columns_of(shared: bool, needs: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Applied:
-    """How: `layer` gives features, a `window` slides over frames of `size` with `overlap`."""
+    """How: `layer` gives features, a `window` slides over frames of `size` with `overlap`; `mean` and `std`
+    are those that the model was trained with.
+    """
 
     layer: str | None
     size: Size
     window: Size | None
     overlap: float
+    mean: Normalisation = IMAGENET_MEAN
+    std: Normalisation = IMAGENET_STD
 
     def network(self, model: Network | nn.Module, device: torch.device) -> Network:
         placed = model.to(device) if isinstance(model, nn.Module) else model
-        found = adapt(placed, layer=self.layer)
+        found = adapt(placed, layer=self.layer, mean=self.mean, std=self.std)
         return found if self.window is None else windowed(found, self.size, self.window, self.overlap)
 
 

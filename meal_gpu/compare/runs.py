@@ -1,6 +1,7 @@
 """Run folders gathered, checked to be comparable, and grouped by everything but the seed."""
 
 import dataclasses
+import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ class Curve:
     classes: tuple[str, ...]
     device: str
     commit: str
+
+    @property
+    def images(self) -> int:
+        """Of the pool. A supervised run takes each whole, as one patch."""
+        cells = 1 if self.config.strategy == SUPERVISED else math.prod(self.config.grid)
+        return self.patches // cells
 
     @property
     def share(self) -> Array:
@@ -185,9 +192,9 @@ def _require_same(curves: Sequence[Curve]) -> None:
         if first.classes != other.classes:
             a, b = (", ".join(curve.classes) for curve in (first, other))
             raise RunError(f"{first.name} has the classes {a} and {other.name} {b}: these cannot be compared")
-        if first.patches != other.patches:
+        if first.images != other.images:
             raise RunError(
-                f"{first.name} has a pool of {first.patches} patches and {other.name} of {other.patches}: "
+                f"{first.name} has a pool of {first.images} images and {other.name} of {other.images}: "
                 "compare runs on one pool"
             )
 

@@ -101,6 +101,8 @@ def _prefix(url: str) -> Listing:
     system, root = filesystem(url)
     try:
         found: dict[str, Mapping[str, Any]] = system.find(root, detail=True)
+        if not found:
+            system.info(root)  # some find nothing where nobody answers
     except FileNotFoundError:
         found = {}
     except Exception as error:  # each file system has errors of its own

@@ -11,6 +11,7 @@ from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
 from meal_gpu.images.listing import Listing, files_below
 from meal_gpu.images.loader import Loader
+from meal_gpu.images.probing import probe, refusal
 from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, pin, require_images
 from meal_gpu.memory import free_bytes, same_device
@@ -49,11 +50,13 @@ def open_images(
         return Hosted(images, device), names
     if isinstance(given, str | Path):
         paths, names = _folder(Path(given).expanduser())
+        _require_usable(paths)
         return open_files(paths, device, size=size, share=share), names
     if isinstance(given, list | tuple):
         if not all(isinstance(path, str | Path) for path in given):
             raise InputError("a list of images must hold paths; stack tensors into one [N, H, W, 3]")
         paths = tuple(Path(path).expanduser() for path in given)
+        _require_usable(paths)
         return open_files(paths, device, size=size, share=share), tuple(str(path) for path in given)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
         drawn = Drawn(given, device)
@@ -62,6 +65,12 @@ def open_images(
         f"images must be a folder, a list of files, a uint8 tensor or a torch Dataset with a length, "
         f"got {type(given).__name__}"
     )
+
+
+def _require_usable(paths: Sequence[Path]) -> None:
+    """Raises DataError naming the files whose header or structure says that they cannot be used."""
+    if problems := probe([str(path) for path in paths], None):
+        raise refusal(problems, "mend these files, or leave them out")
 
 
 def _folder(root: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:

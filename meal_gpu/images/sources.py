@@ -3,7 +3,7 @@
 Whatever the place, a pass sees the same pixels in the same batches, so that results are the same bits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -231,7 +231,12 @@ class Drawn:
 
     def _item(self, index: int) -> torch.Tensor:
         item = self._dataset[index]
-        item = item[0] if isinstance(item, tuple | list) else item
+        item = item[0] if isinstance(item, tuple | list) and item else item
+        if isinstance(item, Mapping) or item is None:
+            raise InputError(
+                f"item {index} of the dataset is of type {type(item).__name__}; it must be an image, or a "
+                "tuple that begins with one"
+            )
         if not isinstance(item, torch.Tensor):
             import numpy as np
 

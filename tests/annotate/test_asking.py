@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from meal_gpu import models
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.kept import coverage
+from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.cli import app
 from meal_gpu.errors import ConfigError, MealGpuError
 from meal_gpu.grid import Grid
@@ -194,6 +195,48 @@ def test_another_model_is_scored_anew(ask: Ask, capsys: pytest.CaptureFixture[st
     assert "0 new frames, 6 frames scored now" in capsys.readouterr().out
     ask("c", "-n", 2, "--strategy", "entropy")
     assert "0 new frames, 0 frames scored now" in capsys.readouterr().out
+
+
+def test_a_model_of_other_arguments_is_another(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a factory makes of them may lie in no weight."""
+    scores = []
+    for scale in ("1.0", "0.01", "1.0"):
+        given = ("--model", "shard_networks:Scaled", "--model-arg", f"scale={scale}")
+        asked = ask(f"q{len(scores)}", "-n", 2, "--strategy", "entropy", *given)
+        scores.append([item.score for item in asked.items])
+    assert capsys.readouterr().out.count("6 frames scored now") == 2
+    assert scores[0] == scores[2] != scores[1]
+
+
+def test_the_normalisation_is_the_models_own(ask: Ask) -> None:
+    foreign = ("-n", 2, "--strategy", "entropy", "--model", "shard_networks:foreign")
+    usual = ask("a", *foreign)
+    plain = ask("b", *foreign, "--mean", "0,0,0", "--std", "1,1,1")
+    assert usual.items[0].score != plain.items[0].score
+    assert ask("c", *foreign, "--mean", "0.485,0.456,0.406").items == usual.items
+    for number, (wrong, told) in enumerate({
+        ("--mean", "0,0"): r"mean '0,0': expected three numbers",
+        ("--std", "0,1,1"): r"those of std above 0; got .*\(0.0, 1.0, 1.0\)",
+    }.items()):  # fmt: skip
+        with pytest.raises(MealGpuError, match=told):
+            ask(f"wrong{number}", *foreign, *wrong)
+    with pytest.raises(MealGpuError, match="Segmenter is a Network with a normalisation of its own"):
+        ask("d", "-n", 2, "--mean", "0,0,0")
+
+
+def test_names_of_classes_that_labels_do_not_have_are_refused_before_the_work(
+    ask: Ask, tmp_path: Path
+) -> None:
+    store = LabelStore.of(tmp_path / "pool.parquet")
+    store.describe(("a", "b", "c", "d", "e"), (96, 192), (4, 4))
+    assert ask("q", "-n", 1, "--strategy", "random").classes == ("a", "b", "c", "d", "e")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\nx\n")
+    with pytest.raises(
+        ConfigError, match=r"of 5 classes \(a, b, c, d, e\), the model's of 5 \(a, b, c, d, x\)"
+    ):
+        ask("r", "-n", 1, "--classes", tmp_path / "classes.txt")
+    with pytest.raises(ConfigError, match=r"the model's of 3 \(class 0, class 1, class 2\)"):
+        ask("s", "-n", 1, "--strategy", "random", "--model-arg", "classes=3")
 
 
 def test_features_of_a_pool_are_kept_for_the_next_query(ask: Ask, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from meal_gpu.annotate.labels import Info, LabelStore, classes_text
 from meal_gpu.data.folder import read_classes
-from meal_gpu.errors import DataError, RunError
+from meal_gpu.errors import ConfigError, DataError, RunError
 
 MASK = np.arange(12, dtype=np.uint8).reshape(3, 4) * 23
 
@@ -49,9 +49,23 @@ def test_the_first_description_decides(store: LabelStore) -> None:
         store.describe(("road", "car"), (24, 32), (2, 2))
     with pytest.raises(RunError, match=r"24×32 .* 48×64"):
         store.describe(("road", "Straße"), (48, 64), (2, 2))
+    store.describe(("class 0", "class 1"), (24, 32), (2, 2))  # asked before the classes had names
+    assert store.info.classes == ("road", "Straße")
+    with pytest.raises(RunError, match=r"of 2 classes .*of 3 classes"):
+        store.describe(("class 0", "class 1", "class 2"), (24, 32), (2, 2))
     (store.folder / "labels.json").write_text("{")
     with pytest.raises(RunError, match=r"labels\.json: damaged"):
         _ = store.info
+
+
+def test_classes_that_had_no_names_get_them(store: LabelStore) -> None:
+    assert store.named(None, 2) == ("class 0", "class 1") and store.named(("a", "b"), 2) == ("a", "b")
+    store.describe(("class 0", "class 1"), (24, 32), (2, 2))
+    assert store.named(("a", "b"), 2) == ("a", "b")
+    store.describe(("a", "b"), (24, 32), (2, 2))
+    assert store.info.classes == store.named(None, 2) == ("a", "b")
+    with pytest.raises(ConfigError, match=r"of 2 classes \(a, b\), the model's of 3"):
+        store.named(None, 3)
 
 
 def test_a_full_disk_keeps_the_mask_of_before(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,11 @@ import numpy as np
 import peer
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from meal_gpu.annotate import cvat, push_cvat
 from meal_gpu.annotate.asked import Asked, Box, Item
+from meal_gpu.cli import app
 from meal_gpu.errors import DataError, UnavailableError
 
 TOKEN = "secret-token"
@@ -54,6 +56,27 @@ def asked(tmp_path: Path) -> Asked:
     query.path.mkdir()
     query.write_into(query.path, [np.full((12, 16), i, np.uint8) for i in range(2)])
     return query
+
+
+def test_a_push_that_failed_is_repeated_by_the_same_command(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Path] = []
+
+    def push(query: Asked, folder: Path, **_: object) -> str:
+        tries.append(folder)
+        if len(tries) == 1:
+            raise UnavailableError("nobody is there")
+        return "task 7"
+
+    monkeypatch.setattr(push_cvat, "push", push)
+    command = ["export", "--to", "cvat", "--query", str(asked.path)]
+    sending = [*command, "--push", "http://127.0.0.1:9", "--token", TOKEN]
+    assert CliRunner().invoke(app, sending).exit_code == 1
+    again = CliRunner().invoke(app, sending)
+    assert (again.exit_code, "pushed: task 7" in again.output) == (0, True)
+    assert tries == [asked.path / "cvat"] * 2
+    assert "not empty" in str(CliRunner().invoke(app, command).exception)
 
 
 class Server(ThreadingHTTPServer):

@@ -1,6 +1,7 @@
 """Runs made by hand, in memory and as folders."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import numpy as np
 import torch
 
 from meal_gpu.compare.runs import Curve
-from meal_gpu.config import Config
+from meal_gpu.config import SUPERVISED, Config
 from meal_gpu.record import RunFolder
 
 CLASSES = ("road", "sky")
 PATCHES = 1600
+IMAGES = 100  # a patch each to a supervised run
 
 
 def curve(
@@ -23,7 +25,8 @@ def curve(
     score = np.array(scores, dtype=np.float64)
     return Curve(
         name=f"{strategy}-{seed}", config=Config().replace(strategy=strategy, seed=seed, **changes),
-        labelled=tuple(labelled or (32 * (k + 1) for k in range(len(scores)))), patches=PATCHES, score=score,
+        labelled=tuple(labelled or (32 * (k + 1) for k in range(len(scores)))), score=score,
+        patches=IMAGES if strategy == SUPERVISED else PATCHES,
         class_iou=np.stack([score + 0.1, score - 0.1], axis=1), classes=CLASSES, device="A CPU, 2 cores",
         commit="0123456789ab",
     )  # fmt: skip
@@ -35,6 +38,8 @@ def folder(
 ) -> Path:  # fmt: skip
     """A run folder with a complete step per score."""
     config = Config().replace(strategy=strategy, seed=seed, **changes)
+    if strategy == SUPERVISED:  # of which an image is one patch
+        patches //= math.prod(config.grid)
     run = RunFolder.create(path, config, torch.device("cpu"))
     (path / "env.json").write_text(json.dumps({"device": "A CPU, 2 cores", "commit": commit}))
     for step, score in enumerate(scores):

@@ -161,7 +161,7 @@ def test_strategies_that_label_at_another_pace_are_compared_on_common_budgets() 
 
 def test_the_supervised_run_of_the_same_network_is_the_reference() -> None:
     learned = [curve("a", k, [0.1, 0.3, 0.5 + k / 10]) for k in range(2)]
-    full = [curve("supervised", k, [0.5 + k / 10], [1600]) for k in range(2)]
+    full = [curve("supervised", k, [0.5 + k / 10], [100]) for k in range(2)]
     (summary,) = compare(group([*learned, *full])).summaries
     assert summary.supervised == pytest.approx(0.55)
     assert summary.relative is not None
@@ -169,12 +169,12 @@ def test_the_supervised_run_of_the_same_network_is_the_reference() -> None:
     # 95 %: 0.5225, between 0.3 at 4 % and 0.55 at 6 %; one seed ends at 0.5
     assert summary.budget == pytest.approx(0.04 + 0.02 * 0.2225 / 0.25)
     assert summary.reached == 1
-    other = [curve("supervised", 0, [0.6], [1600], finetune=True)]
+    other = [curve("supervised", 0, [0.6], [100], finetune=True)]
     comparison = compare(group([*learned, *other]))
     assert comparison.summaries[0].supervised is None
     assert any(note.startswith("No supervised run fits a (architecture") for note in notes(comparison))
     with pytest.raises(ConfigError, match="supervised runs of one network"):
-        group([*learned, *full, curve("supervised", 0, [0.6], [1600], epochs=7)])
+        group([*learned, *full, curve("supervised", 0, [0.6], [100], epochs=7)])
 
 
 def test_an_unknown_score_is_carried_and_said() -> None:

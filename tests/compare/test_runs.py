@@ -61,7 +61,7 @@ def test_where_the_pool_lies_makes_no_group_but_is_said(tmp_path: Path) -> None:
         ({"size": (96, 192)}, r"has size None and .*1 \(96, 192\)"),
         ({"grid": (2, 4)}, r"has grid \(4, 4\) and .*1 \(2, 4\)"),
         ({"classes": ("road", "car")}, "the classes road, sky and .*1 road, car"),
-        ({"patches": 3200}, "a pool of 1600 patches and .*1 of 3200"),
+        ({"patches": 3200}, "a pool of 100 images and .*1 of 200"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_with_both_values(

@@ -178,6 +178,11 @@ def test_a_server_that_does_not_answer(
     monkeypatch.setattr(type(memory), "find", fail)
     with pytest.raises(UnavailableError, match=r"memory://pool: cannot be listed .*expired"):
         list_images("memory://pool")
+    # Some swallow it while they list
+    monkeypatch.setattr(type(memory), "find", lambda *_, **__: {})
+    monkeypatch.setattr(type(memory), "info", fail)
+    with pytest.raises(UnavailableError, match=r"memory://pool: cannot be listed .*expired"):
+        list_images("memory://pool")
 
 
 def test_a_listing_is_plain() -> None:

@@ -195,10 +195,11 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     [
         (torch.zeros(3, 8, 8), "leave ToTensor and Normalize out"),
         (torch.zeros(8, 8, dtype=torch.uint8), r"\[8, 8\]"),
+        ({"image": torch.zeros(8, 8, 3)}, "item 1 of the dataset is of type dict; it must be an image"),
         (torch.zeros(9, 8, 3, dtype=torch.uint8), "item 1 of the dataset is 9×8 pixels, item 0 is 8×8"),
     ],
 )
-def test_items_that_are_no_images_are_named(item: torch.Tensor, told: str) -> None:
+def test_items_that_are_no_images_are_named(item: object, told: str) -> None:
     dataset = [torch.zeros(8, 8, 3, dtype=torch.uint8), item]
     with pytest.raises(InputError, match=told):
         list(Drawn(dataset, CPU).batches(2))
