@@ -103,6 +103,7 @@ class ScoredPool:
         self._committees: dict[str, Committee] = {}
         self._scores: torch.Tensor | None = None
         self._described: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._whole: torch.Tensor | None = None  # features of every patch, where Φ was fitted to them here
         self._absent = absent
 
     def uncertainty(self, measure: str) -> torch.Tensor:
@@ -185,6 +186,8 @@ class ScoredPool:
             shared = self._pass(with_="features").features
             assert shared is not None
             features = shared[patches.to(shared.device)]
+        elif self._whole is not None:
+            features = self._whole[patches.to(self._whole.device, non_blocking=self._whole.is_cuda)]
         else:
             features = patch_features(self._images, patches, self._model, self._grid)
         self._described.append((features, patches))
@@ -205,6 +208,8 @@ class ScoredPool:
             patches = self._present()
             features = self.features(patches[subsample(len(patches), self._settings.limit, seed)])
             self.require_finite()
+            if len(features) == len(self._images) * self._grid.patches_per_image:
+                self._whole = features
             self._manifold = self.fitted = self._fit(features, seed)
         return self._manifold
 

@@ -148,6 +148,26 @@ def test_meal_fits_the_manifold_on_every_patch_where_none_is_given(
     assert torch.equal(ask(model, 5, "meal", seed=4).patch_ids, expected.patch_ids)
 
 
+def test_features_that_the_manifold_was_fitted_to_are_not_computed_again(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def count(images: ImageSet, patches: torch.Tensor, *rest: object) -> torch.Tensor:
+        asked.append(len(patches))
+        return patch_features(images, patches, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("meal_gpu.pool.patch_features", count)
+    whole = ask(small, 5, "meal")
+    assert asked == [48]
+    manifold = Manifold.fit(
+        patch_features(ImageSet(IMAGES, reference), torch.arange(48), small, GRID), seed=0
+    )
+    assert len(ask(small, 5, "meal", manifold).patch_ids) == 5 and asked == [48, 20]
+    assert len(ask(small, 5, "meal", manifold_limit=40).patch_ids) == 5 and asked == [48, 20, 40, 20]
+    assert whole.embedding is not None and bool(whole.embedding.isfinite().all())
+
+
 def test_the_manifold_is_fitted_on_as_many_patches_as_asked_for(model: Segmenter) -> None:
     rows = subsample(48, 12, rng.integer(4, 0, "manifold"))
     features = patch_features(ImageSet(IMAGES, reference), rows, model, GRID)
