@@ -13,23 +13,26 @@ from meal_gpu.models import Output
 
 
 class Troubled(Small):
-    """Small, and slow, killed once, or failing with dark images, as it is told.
+    """Small, and failing with dark images, as it is told, or slow or killed once by a variable, since another
+    argument would be another network.
+
+    $TROUBLED_ONCE is a file: whoever finds it is killed by SIGKILL, after removing it. $TROUBLED_SECONDS are
+    what every pass takes more.
 
     Args:
-        once: a file; whoever finds it is killed by SIGKILL, after removing it.
-        seconds: that every pass takes more.
         dark: the mean of normalised pixels below which a pass fails, or with `nan` gives NaN.
     """
 
-    def __init__(self, once: str, seconds: float, dark: float, nan: bool) -> None:
+    def __init__(self, dark: float, nan: bool) -> None:
         super().__init__(classes=5, seed=3)
-        self.once, self.seconds, self.dark, self.nan = once, seconds, dark, nan
+        self.dark, self.nan = dark, nan
 
     def forward(self, images: torch.Tensor) -> Output:
-        if self.once and Path(self.once).exists():
-            Path(self.once).unlink()
+        once = os.environ.get("TROUBLED_ONCE")
+        if once and Path(once).exists():
+            Path(once).unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(self.seconds)
+        time.sleep(float(os.environ.get("TROUBLED_SECONDS", "0")))
         if images.mean() >= self.dark:
             return super().forward(images)
         if self.nan:
@@ -37,8 +40,8 @@ class Troubled(Small):
         raise ValueError("too dark")
 
 
-def troubled(once: str = "", seconds: float = 0, dark: float = -10, nan: bool = False) -> Troubled:
-    return Troubled(once, seconds, dark, nan)
+def troubled(dark: float = -10, nan: bool = False) -> Troubled:
+    return Troubled(dark, nan)
 
 
 class Scaled(Small):

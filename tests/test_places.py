@@ -102,7 +102,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         name = func.name()
-        if name.startswith(self.WAITS):
+        if name.startswith(self.WAITS) and not name.startswith("aten::nonzero_static"):
             self.waited.append(name)
         out = func(*args, **(kwargs or {}))
         for value in out if isinstance(out, tuple | list) else (out,):

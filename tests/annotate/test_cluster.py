@@ -82,11 +82,14 @@ def test_everything_a_pass_finds_crosses_over(frames: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @fault("crash", "a process of a cluster is killed while it scores", "another does its part; the same bytes")
-def test_a_process_is_killed(frames: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_process_is_killed(
+    frames: Path, alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     once = tmp_path / "once"
     once.touch()
     (tmp_path / "out").mkdir()
-    acquire(frames, tmp_path / "out", "--cluster", "local:2", once=once)
+    monkeypatch.setenv("TROUBLED_ONCE", str(once))
+    acquire(frames, tmp_path / "out", "--cluster", "local:2")
     assert not once.exists()
     assert files(tmp_path / "out") == alone
 
@@ -97,7 +100,7 @@ Scheduler = tuple[subprocess.Popen[bytes], subprocess.Popen[bytes], str]
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Iterator[Scheduler]:
     """A scheduler, its worker, and its address."""
-    env = os.environ | {"PYTHONPATH": str(TESTS)}
+    env = os.environ | {"PYTHONPATH": str(TESTS), "TROUBLED_SECONDS": "0.02"}
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
     log = tmp_path / "scheduler.log"
     with log.open("wb") as said:
@@ -134,7 +137,7 @@ def test_the_scheduler_is_killed(
     out = tmp_path / "out"
     out.mkdir()
     job = subprocess.Popen(
-        [sys.executable, "-m", "meal_gpu", *options(frames, out, "--cluster", address, seconds=0.02)],
+        [sys.executable, "-m", "meal_gpu", *options(frames, out, "--cluster", address)],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
