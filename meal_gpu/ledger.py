@@ -17,6 +17,7 @@ from meal_gpu.frame import Frame
 from meal_gpu.grid import Grid
 
 UNLABELLED = -1
+_LAST_STEP = torch.iinfo(torch.int16).max
 _META = b"meal_gpu"
 _NAME = "name"  # of the image, in its first row: a file's metadata may hold no more than 100 MB
 
@@ -84,8 +85,8 @@ class Ledger:
             InputError: a patch that is not in the pool, is given twice, or is labelled already; a step
                 outside 0 to 32,767.
         """
-        if not 0 <= step <= torch.iinfo(torch.int16).max:
-            raise InputError(f"step must be 0 to {torch.iinfo(torch.int16).max}, got {step}")
+        if not 0 <= step <= _LAST_STEP:
+            raise InputError(f"step must be 0 to {_LAST_STEP}, got {step}")
         steps = self._steps().clone()
         ids = patches.to(steps.device)
         if len(ids) == 0:
@@ -149,9 +150,8 @@ class Ledger:
         grid = self.grid
         meta = {"grid": [grid.rows, grid.columns], "size": [grid.height, grid.width]}
         table = frames.to_arrow(self.frame)
-        image = np.arange(len(table)) // grid.patches_per_image
-        others = np.arange(len(table)) % grid.patches_per_image != 0
-        names = pa.array(self.names, pa.large_string()).take(pa.array(image, mask=others))
+        image, place = np.divmod(np.arange(len(table)), grid.patches_per_image)
+        names = pa.array(self.names, pa.large_string()).take(pa.array(image, mask=place != 0))
         table = table.append_column(_NAME, names)
         table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
         try:

@@ -85,6 +85,11 @@ def same_device(one: torch.device, other: torch.device) -> bool:
     return first == second
 
 
+def beside(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`. A GPU is not waited for; a copy to the host is, or it would be read too early."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def free_bytes(device: torch.device) -> int:
     """How many bytes can still be allocated on `device`, roughly.
 

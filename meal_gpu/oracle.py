@@ -8,6 +8,7 @@ from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size
 from meal_gpu.images.sources import Images, windows
+from meal_gpu.memory import beside
 from meal_gpu.models import Network
 from meal_gpu.ops import Ops
 from meal_gpu.ops.reference import pixels_of_patches
@@ -74,8 +75,7 @@ class Oracle:
 
     def truth(self, patches: torch.Tensor) -> torch.Tensor:
         """[M] ids -> labels uint8 [M, ph, pw] on the images' device; void where an image ends before."""
-        # To the host only with waiting: its memory would be read before the copy is there
-        here = patches.to(self.labels.device, non_blocking=self.labels.device.type == "cuda")
+        here = beside(patches, self.labels.device)
         size = self.grid.patch_height, self.grid.patch_width
         at, inside = pixels_of_patches(here, self.grid, size)
         return self.labels[at].masked_fill(~inside, self.void).to(self.images.device)

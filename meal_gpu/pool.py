@@ -10,6 +10,7 @@ from meal_gpu import rng, strategies
 from meal_gpu.errors import InputError
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT, Manifold, subsample
+from meal_gpu.memory import beside
 from meal_gpu.models import Network
 from meal_gpu.ops import MEASURES, Committee, PatchClasses
 from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
@@ -147,10 +148,15 @@ class ScoredPool:
         return self._committees[of]
 
     def _predicted(self, of: str) -> Committee:
-        settings, images = self._settings, self._images
-        present = self._present()
-        if self._absent is not None:
-            images = images.part(present[:: self._grid.patches_per_image] // self._grid.patches_per_image)
+        if self._absent is None:
+            return self._predicted_for(self._images, of)
+        present, each_image = self._present(), self._grid.patches_per_image
+        found = self._predicted_for(self._images.part(present[::each_image] // each_image), of)
+        patches, here = len(self._images) * each_image, present.to(self._images.device)
+        return Committee(*(each.new_zeros(patches).index_copy(0, here, each) for each in found))
+
+    def _predicted_for(self, images: ImageSet, of: str) -> Committee:
+        settings = self._settings
         if of == "dropout":
             seed = rng.integer(settings.seed, settings.step, "committee")
             predictions = committees.dropout(images, self._model, settings.passes, seed)
@@ -158,15 +164,10 @@ class ScoredPool:
             predictions = committees.members(images, (self._model, *self._members))
         else:
             predictions = committees.mirrored(images, self._model)
-        found = committees.score_committee(
+        return committees.score_committee(
             images, predictions, self._model, self._grid, temperature=settings.temperature,
             valid=self._valid, advance=self._advance,
         )  # fmt: skip
-        if self._absent is None:
-            return found
-        patches = len(self._images) * self._grid.patches_per_image
-        here = present.to(images.device)
-        return Committee(*(each.new_zeros(patches).index_copy(0, here, each) for each in found))
 
     def _present(self) -> torch.Tensor:
         """[P - A] int64 on the CPU, ascending: the patches of images that the model is applied to."""
@@ -187,7 +188,7 @@ class ScoredPool:
             assert shared is not None
             features = shared[patches.to(shared.device)]
         elif self._whole is not None:
-            features = self._whole[patches.to(self._whole.device, non_blocking=self._whole.is_cuda)]
+            features = self._whole[beside(patches, self._whole.device)]
         else:
             features = patch_features(self._images, patches, self._model, self._grid)
         self._described.append((features, patches))

@@ -13,7 +13,7 @@ from meal_gpu import rng
 from meal_gpu.errors import InputError, MealGpuError
 from meal_gpu.evaluate import Evaluation
 from meal_gpu.inference import autocast
-from meal_gpu.memory import explained
+from meal_gpu.memory import beside, explained
 from meal_gpu.models import Encoded, Segmenter
 from meal_gpu.oracle import Oracle
 from meal_gpu.patchwise import patch_decoder
@@ -210,31 +210,26 @@ class _Batches:
 
     def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [B, C, ph, pw] and uint8 [B, ph, pw] of these of the patches."""
-        places, within = self._place[rows], self._within[_at(rows, self._within)]
+        places, within = self._place[rows], self._within[beside(rows, self._within.device)]
         encoded = self._encode(places) if self._encoded is None else self._found(places, self._encoded)
-        return self._decode(encoded, within), self._labels[_at(rows, self._labels)]
+        return self._decode(encoded, within), self._labels[beside(rows, self._labels.device)]
 
     def _found(self, places: torch.Tensor, kept: Encoded) -> Encoded:
         known = places < self._known
-        encoded = Encoded(*(maps[_at(places.where(known, 0), maps)] for maps in kept))
+        encoded = Encoded(*(maps[beside(places.where(known, 0), maps.device)] for maps in kept))
         if not known.all():
             fresh = self._encode(places[~known])
             for maps, part in zip(encoded, fresh, strict=True):
-                maps[_at((~known).nonzero()[:, 0], maps)] = part
+                maps[beside((~known).nonzero()[:, 0], maps.device)] = part
         return encoded
 
     def _encode(self, places: torch.Tensor) -> Encoded:
         if self._pixels is not None:
-            pixels = self._pixels[_at(places - self._known, self._pixels)]
+            pixels = self._pixels[beside(places - self._known, self._pixels.device)]
         else:
-            pixels = self._oracle.pixels(self._once[_at(places, self._once)], self._model)
+            pixels = self._oracle.pixels(self._once[beside(places, self._once.device)], self._model)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._model.frozen):
             return self._model.encode(pixels)
-
-
-def _at(rows: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """Rows, on the CPU, beside what they are rows of; a GPU is not waited for."""
-    return rows.to(of.device, non_blocking=of.device.type == "cuda")
 
 
 def _room(maps: torch.Tensor, n: int) -> torch.Tensor:

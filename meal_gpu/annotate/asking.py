@@ -107,7 +107,7 @@ def _ask(
     device = device_named(plan.device)
     store = LabelStore.of(ledger_path)
     if plan.classes is not None:
-        store.named(plan.classes, len(plan.classes))  # before anything slow
+        store.require(plan.classes)  # before anything slow
     listing, problems = usable(list_images(images), ledger_path, plan.on_bad, stage)
     write_quarantine(ledger_path, problems, stage)
     ledger, added = open_ledger(ledger_path, listing, plan)
@@ -190,8 +190,10 @@ def _ask(
             f"the budget pays for no patch: the first takes {totals.clicks[0]:.0f} clicks and "
             f"{totals.hours[0]:.2f} h with its frame"
         )
-    first = torch.tensor([items[0].patch // ledger.grid.patches_per_image])
-    classes = store.named(plan.classes, class_count(work.image_set(Part(source, first)), network))
+    classes = plan.classes
+    if classes is None:
+        first = torch.tensor([items[0].patch // ledger.grid.patches_per_image])
+        classes = store.named(class_count(work.image_set(Part(source, first)), network))
     asked = Asked(
         out, step, plan.strategy, plan.seed, classes, native, plan.grid,
         tuple(items[:number]), _notes(plan, totals, number, key),

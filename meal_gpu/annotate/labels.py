@@ -65,21 +65,30 @@ class LabelStore:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: damaged ({error!r}); restore it from a copy") from error
 
-    def named(self, classes: tuple[str, ...] | None, number: int) -> tuple[str, ...]:
-        """Names of a model's `number` classes: as given, else as in the labels so far, else "class 0", …
+    @property
+    def _known(self) -> tuple[str, ...] | None:
+        return self.info.classes if (self.folder / "labels.json").exists() else None
+
+    def named(self, number: int) -> tuple[str, ...]:
+        """Names of a model's `number` classes: as in the labels so far, else "class 0", …
 
         Raises:
-            ConfigError: the labels so far have other classes.
+            ConfigError: the labels so far have more classes, or fewer.
         """
-        known = self.info.classes if (self.folder / "labels.json").exists() else None
-        found = classes or (known if known is not None and len(known) == number else unnamed(number))
-        if known is not None and known not in (found, unnamed(len(found))):
+        known = self._known
+        found = known if known is not None and len(known) == number else unnamed(number)
+        self.require(found)
+        return found
+
+    def require(self, classes: tuple[str, ...]) -> None:
+        """Raises ConfigError where the labels so far have other classes; placeholders fit any names."""
+        known = self._known
+        if known is not None and known not in (classes, unnamed(len(classes))):
             raise ConfigError(
                 f"the labels so far, in {self.folder}, are of {len(known)} classes ({', '.join(known)}), the "
-                f"model's of {len(found)} ({', '.join(found)}): name the same classes, or begin another "
+                f"model's of {len(classes)} ({', '.join(classes)}): name the same classes, or begin another "
                 "--ledger"
             )
-        return found
 
     def describe(self, classes: tuple[str, ...], size: tuple[int, int], grid: tuple[int, int]) -> None:
         """Say what the masks are of; the first call decides, but for names where it had none.

@@ -59,13 +59,14 @@ def test_the_first_description_decides(store: LabelStore) -> None:
 
 
 def test_classes_that_had_no_names_get_them(store: LabelStore) -> None:
-    assert store.named(None, 2) == ("class 0", "class 1") and store.named(("a", "b"), 2) == ("a", "b")
+    assert store.named(2) == ("class 0", "class 1")
+    store.require(("a", "b"))
     store.describe(("class 0", "class 1"), (24, 32), (2, 2))
-    assert store.named(("a", "b"), 2) == ("a", "b")
+    store.require(("a", "b"))
     store.describe(("a", "b"), (24, 32), (2, 2))
-    assert store.info.classes == store.named(None, 2) == ("a", "b")
+    assert store.info.classes == store.named(2) == ("a", "b")
     with pytest.raises(ConfigError, match=r"of 2 classes \(a, b\), the model's of 3"):
-        store.named(None, 3)
+        store.named(3)
 
 
 def test_a_full_disk_keeps_the_mask_of_before(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
