@@ -9,13 +9,8 @@ CHUNK = 1 << 24
 
 
 def squared_distances(points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """[M, D], [1, D] -> [M] float32."""
-    out = points.new_empty(len(points))
-    rows = max(1, CHUNK // points.shape[1])
-    for start in range(0, len(points), rows):
-        part = points[start : start + rows]
-        out[start : start + rows] = (part - centre).square().sum(dim=1)
-    return out
+    """[M, D], [1, D] -> [M] float32, by differences: 0 where a point is the centre."""
+    return torch.cdist(points, centre, compute_mode="donot_use_mm_for_euclid_dist")[:, 0].square()
 
 
 def nearest_centre(points: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,29 +96,23 @@ def k_means(points: torch.Tensor, k: int, uniforms: torch.Tensor, rounds: int = 
     that nothing is nearest to stays where it is.
     """
     order = by_content(points)
+    middle = points.mean(dim=0)
+    points = points - middle  # around 0 squares are small, and little of them cancels
+    rows = max(1, CHUNK // max(k, points.shape[1]))
 
     def distances(row: torch.Tensor) -> torch.Tensor:
         return squared_distances(points, points[order[row]])[order]
 
     seeds = d2_sampling(distances, torch.ones(len(points), device=points.device), uniforms)
     centres = points[order[seeds]]
-    for _ in range(rounds):
-        sums, counts = _sums(points, nearest_centre(points, centres)[1], k)
-        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
-    return centres
-
-
-def _sums(points: torch.Tensor, numbers: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums [k, D] and counts [k, 1] of the points of each number.
-
-    By products: on a GPU `index_add_` adds in another order each time.
-    """
-    sums, counts = points.new_zeros(k, points.shape[1]), points.new_zeros(k, 1)
     each = torch.arange(k, device=points.device)[:, None]
-    rows = max(1, CHUNK // max(k, points.shape[1]))
-    for start in range(0, len(points), rows):
-        part = slice(start, start + rows)
-        of = (each == numbers[part]).to(points)
-        sums.addmm_(of, points[part])
-        counts += of.sum(dim=1, keepdim=True)
-    return sums, counts
+    for _ in range(rounds):
+        norms = centres.square().sum(dim=1)
+        sums, counts = points.new_zeros(k, points.shape[1]), points.new_zeros(k, 1)
+        for part in torch.split(points, rows):
+            # A row's own norm changes no minimum
+            of = (each == torch.addmm(norms, part, centres.T, alpha=-2).argmin(dim=1)).to(part)
+            sums.addmm_(of, part)  # on a GPU `index_add_` adds in another order each time
+            counts += of.sum(dim=1, keepdim=True)
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return centres + middle
