@@ -131,6 +131,7 @@ def _steps(
         ledger = Ledger.create(grid, experiment.dataset.train.names, device=nearest(experiment.pool.device))
     if done > last:
         return
+    folder.continued(experiment.pool.device)
     learner = load_learner(experiment, folder, done - 1) if done else None
     manifold = None
     if not is_supervised(config) and strategies.get(config.strategy).manifold:

@@ -1,6 +1,6 @@
 """The run folder: what was asked, what was done, and complete steps only.
 
-config.toml  env.json           written before anything runs
+config.toml  env.json           written before anything runs; who goes on elsewhere adds that to env.json
 dataset.json                    the files it is made on, their sizes, and the classes
 .lock                           held, and says by whom, while a process works on the run
 ledger.parquet                  the newest step's
@@ -83,6 +83,29 @@ class RunFolder:
             return cls(path, configs.read(path / "config.toml"))
         except ConfigError as error:
             raise RunError(f"this run cannot be continued: {error}") from error
+
+    def continued(self, device: torch.device) -> None:
+        """Add to env.json what makes the steps from here on, where it is not what made those before."""
+        now, known = environment(device), self._environments()
+        if any(known[-1].get(key) != value for key, value in now.items() if key != "command"):
+            first, *others = [*known, {"step": len(self.completed())} | now]
+            self.write("env.json", json.dumps(first | {"resumed": others}, indent=2) + "\n")
+
+    def environment(self, step: int) -> dict[str, Any]:
+        """What made a step, from env.json. Raises RunError where that cannot be read."""
+        return [made for made in self._environments() if made.get("step", 0) <= step][-1]
+
+    def _environments(self) -> list[dict[str, Any]]:
+        """The first, and all that the run was continued in."""
+        path = self.path / "env.json"
+        try:
+            first = json.loads(path.read_text(encoding="utf-8"))
+            found = [first, *({**other, "step": int(other["step"])} for other in first.pop("resumed", []))]
+            for made in found:
+                made["packages"] = dict(made.get("packages") or {})
+            return found
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}: not a readable environment: {error!r}; restore it") from error
 
     def require_dataset(self, now: dict[str, Any]) -> None:
         """Raises RunError, naming what differs, unless dataset and encoder weights are those it began on."""

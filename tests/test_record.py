@@ -78,3 +78,31 @@ def test_environment_names_device_and_versions() -> None:
     assert found["packages"]["torch"] == torch.__version__.split("+")[0]
     assert found["device"]
     assert set(found) == {"command", "device", "threads", "commit", "python", "packages"}
+
+
+def test_who_goes_on_elsewhere_is_recorded(folder: RunFolder) -> None:
+    device = torch.device("cpu")
+    here = environment(device)
+    folder.continued(device)  # the same one: nothing to say
+    assert json.loads((folder.path / "env.json").read_text()) == here
+    (folder.path / "env.json").write_text(json.dumps(here | {"commit": "begun"}))
+    folder.step(0).mkdir()
+    folder.continued(device)
+    folder.continued(device)
+    made = json.loads((folder.path / "env.json").read_text())
+    assert made["commit"] == "begun" and made["resumed"] == [{"step": 1} | here]
+    assert [folder.environment(step)["commit"] for step in (0, 1, 2)] == [
+        "begun",
+        here["commit"],
+        here["commit"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"packages": 1}', '{"resumed": [{}]}', '{"resumed": [1]}']
+)
+def test_an_environment_that_cannot_be_read_is_named(folder: RunFolder, text: str) -> None:
+    (folder.path / "env.json").write_text(text)
+    for use in (lambda: folder.environment(0), lambda: folder.continued(torch.device("cpu"))):
+        with pytest.raises(RunError, match=r"env\.json: not a readable environment"):
+            use()

@@ -32,8 +32,8 @@ class Curve:
     score: Array
     class_iou: Array
     classes: tuple[str, ...]
-    device: str
-    commit: str
+    devices: tuple[str, ...]  # [K]
+    commits: tuple[str, ...]  # [K]
 
     @property
     def images(self) -> int:
@@ -133,8 +133,7 @@ def read(path: Path) -> Curve:
             patches=int(run.steps[0]["patches"]),
             score=np.array([step["mean_iou"] for step in run.steps], dtype=np.float64),
             class_iou=np.array(iou, dtype=np.float64),  # None becomes NaN: the class did not occur
-            device=str(run.environment.get("device") or "unknown"),
-            commit=str(run.environment.get("commit") or "unknown"),
+            devices=tuple(run.devices), commits=tuple(run.commits),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path}: the run's records cannot be read: {error!r}") from error

@@ -76,8 +76,8 @@ def _open(pair: Pair, other: str, comparison: Comparison) -> str:
 
 def environment(gathered: Gathered) -> str:
     """Devices and commits of the runs; times are compared nowhere."""
-    devices = sorted({curve.device for curve in gathered.curves})
-    commits = sorted({curve.commit for curve in gathered.curves})
+    devices = sorted({device for curve in gathered.curves for device in curve.devices})
+    commits = sorted({commit for curve in gathered.curves for commit in curve.commits})
     said = f"Environment: {'; '.join(devices)}; commit {', '.join(commits)}."
     differing = " and ".join(
         name for name, found in (("devices", devices), ("commits", commits)) if len(found) > 1

@@ -1,6 +1,5 @@
 """Runs as rows: labelled patches and mIoU per step."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from meal_gpu.record import RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, read: `steps` are its `metrics.json`, in order; `environment` its `env.json`."""
+    """One run folder, read: `steps` are its `metrics.json`, in order, made on `devices` by `commits`."""
 
     name: str
     config: Config
-    environment: dict[str, Any]
+    devices: list[str]
+    commits: list[str]
     steps: list[dict[str, Any]]
     folder: RunFolder
 
@@ -27,9 +27,11 @@ def load(path: Path) -> Run:
     """Read a run folder. Raises RunError naming it where it holds no complete step."""
     folder = RunFolder.resume(path)
     try:
-        environment = json.loads((path / "env.json").read_text())
-        environment |= {key: str(environment.get(key) or "unknown") for key in ("device", "commit")}
         steps = folder.metrics()
+        environments = [folder.environment(number) for number in range(len(steps))]
+        devices, commits = (
+            [str(made.get(key) or "unknown") for made in environments] for key in ("device", "commit")
+        )
         for number, step in enumerate(steps):
             if step["mean_iou"] is None:  # no class occurred
                 step["mean_iou"] = math.nan
@@ -41,7 +43,7 @@ def load(path: Path) -> Run:
         raise RunError(f"{path}: the run's records cannot be read: {error!r}") from error
     if not steps:
         raise RunError(f"{path} holds no complete step yet: continue it with --resume")
-    return Run(path.resolve().name, folder.config, environment, steps, folder)
+    return Run(path.resolve().name, folder.config, devices, commits, steps, folder)
 
 
 HEADER = ("step", "labelled", "share", "mIoU", "best epoch")
@@ -63,11 +65,13 @@ def rows(run: Run) -> list[tuple[str, ...]]:
 
 def title(run: Run) -> str:
     """What was run, with seed, device and commit."""
-    config, environment = run.config, run.environment
+    config = run.config
+    places = dict.fromkeys(zip(run.devices, run.commits, strict=True))
+    made = "; ".join(f"{device}, commit {commit}" for device, commit in places)
     encoder = "fine-tuned" if config.finetune else "frozen"
     return (
         f"{run.name}: {config.strategy} on {config.dataset}, {config.architecture}, encoder {encoder}, "
-        f"seed {config.seed}; {environment['device']}, commit {environment['commit']}"
+        f"seed {config.seed}; {made}"
     )
 
 

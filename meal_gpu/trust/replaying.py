@@ -1,6 +1,5 @@
 """A past query made again from the run folder, and compared with the record bit by bit."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -13,7 +12,6 @@ import torch
 
 from meal_gpu.acquisition import Query, describe
 from meal_gpu.config import Config
-from meal_gpu.errors import RunError
 from meal_gpu.experiment import acquire, initial_patches
 from meal_gpu.ledger import Ledger
 from meal_gpu.preparation import Monitor, Silent
@@ -97,7 +95,7 @@ def replay(
     return Replayed(
         step, query,
         missing=tuple(_without(before, now)), added=tuple(_without(now, before)),
-        differences=tuple(differences(before, now)), elsewhere=tuple(_elsewhere(folder, config)),
+        differences=tuple(differences(before, now)), elsewhere=tuple(_elsewhere(folder, step, config)),
     )  # fmt: skip
 
 
@@ -154,21 +152,16 @@ def _same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, n
     return np.asarray((a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b)))
 
 
-def _elsewhere(folder: RunFolder, config: Config) -> Iterator[str]:
+def _elsewhere(folder: RunFolder, step: int, config: Config) -> Iterator[str]:
     """What differs between the record and here, or cannot be repeated anywhere."""
-    path = folder.path / "env.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        packages = dict(before.get("packages") or {})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: not a readable environment: {error}") from error
+    before = folder.environment(step)
     now = environment(torch.device(config.device))
     for key in ("device", "threads", "commit", "python"):
         if before.get(key) != now[key]:
             yield f"{key} {before.get(key)}, here {now[key]}"
     for name, version in now["packages"].items():
-        if packages.get(name) != version:
-            yield f"{name} {packages.get(name)}, here {version}"
+        if before["packages"].get(name) != version:
+            yield f"{name} {before['packages'].get(name)}, here {version}"
     if folder.config.ops != config.ops:
         yield f"ops {folder.config.ops}, here {config.ops}"
     if not config.manifold_deterministic:

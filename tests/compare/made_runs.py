@@ -27,8 +27,8 @@ def curve(
         name=f"{strategy}-{seed}", config=Config().replace(strategy=strategy, seed=seed, **changes),
         labelled=tuple(labelled or (32 * (k + 1) for k in range(len(scores)))), score=score,
         patches=IMAGES if strategy == SUPERVISED else PATCHES,
-        class_iou=np.stack([score + 0.1, score - 0.1], axis=1), classes=CLASSES, device="A CPU, 2 cores",
-        commit="0123456789ab",
+        class_iou=np.stack([score + 0.1, score - 0.1], axis=1), classes=CLASSES,
+        devices=("A CPU, 2 cores",) * len(score), commits=("0123456789ab",) * len(score),
     )  # fmt: skip
 
 

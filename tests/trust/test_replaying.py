@@ -136,6 +136,16 @@ def test_on_another_device_in_another_place(copied: Path, scenes: Path) -> None:
     )
 
 
+def test_of_a_run_continued_elsewhere_the_step_s_own_environment_counts(copied: Path) -> None:
+    env = json.loads((copied / "env.json").read_text())
+    for since, told in ((2, True), (1, False)):
+        (copied / "env.json").write_text(
+            json.dumps(env | {"commit": "begun", "resumed": [env | {"step": since}]})
+        )
+        said = replay(copied, 1).elsewhere
+        assert any(line.startswith("commit begun, here ") for line in said) == told == bool(said)
+
+
 @pytest.mark.parametrize("step", [3, -1])
 def test_an_unknown_step(run_of: RunOf, step: int) -> None:
     with pytest.raises(RunError, match=f"has no query of step {step}: give a step from 0 to 2"):
