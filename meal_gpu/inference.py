@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from meal_gpu.config import require_device
-from meal_gpu.convolution import phase_dilated
+from meal_gpu.convolution import Phased, phase_dilated
 from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.memory import same_device
 from meal_gpu.models import Network, Output
@@ -23,6 +23,8 @@ _POOLINGS = (
     "segmentation_models_pytorch.decoders.deeplabv3.decoder.ASPPPooling",
     "torchvision.models.segmentation.deeplabv3.ASPPPooling",
 )
+# Whose modules compute in autocast's precision; code of another origin may turn it off for a part
+_AUTOCAST = {"torch", "torchvision", "segmentation_models_pytorch", "timm", "meal_gpu"}
 _OTHERS = (torch.float16, torch.bfloat16, torch.float64)
 _READY: WeakKeyDictionary[nn.Module, tuple[str, torch.device]] = WeakKeyDictionary()  # what was made here
 _WARM_UP = 3  # passes before a capture, in which libraries choose their algorithms
@@ -58,10 +60,11 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
     """A copy of `model` in eval mode that computes the same, faster, under `autocast` with `precision`.
 
     BatchNorms that follow a convolution in a plain `nn.Sequential`, or in the pooling of DeepLab's ASPP, are
-    folded into it in float32 (Jacob et al. 2018, section 3.2), and the weights that autocast would cast in
-    every pass are cast once. On the CPU, depthwise convolutions of a large dilation become `Phased`. A
-    network that is no `nn.Module`, or cannot be copied, is put in eval mode and returned as it is. Weights in
-    half or double precision become float32. What this function made for the same is returned as it is.
+    folded into it in float32 (Jacob et al. 2018, section 3.2), and in networks of known libraries the weights
+    that autocast would cast in every pass are cast once. On the CPU, depthwise convolutions of a large
+    dilation become `Phased`. A network that is no `nn.Module`, or cannot be copied, is put in eval mode and
+    returned as it is. Weights in half or double precision become float32. What this function made for the
+    same is returned as it is.
 
     Args:
         device: where the model is, and will be called.
@@ -85,9 +88,9 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
     fold_batchnorm(ready)
     if device.type == "cpu":
         phase_dilated(ready)
-    if precision != "float32":
+    if precision != "float32" and all(_library(module) in _AUTOCAST for module in ready.modules()):
         for module in ready.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if type(module) in (nn.Conv2d, nn.Linear, Phased):
                 module.to(PRECISIONS[precision])
     _READY[ready] = (precision, device)
     network: Network = ready
@@ -180,11 +183,13 @@ def fold_batchnorm(model: nn.Module) -> None:
             if folded and isinstance(child, nn.ReLU | nn.ReLU6) and uses[id(child)] == 1:
                 child.inplace = True
             folded = False
+            # Of a class of its own, parametrised ones among them, either may compute something else
             if (
-                isinstance(child, nn.BatchNorm2d)
-                and isinstance(convolution, nn.Conv2d)
+                type(child) is nn.BatchNorm2d
+                and type(convolution) is nn.Conv2d
                 and child.running_mean is not None
                 and uses[id(convolution)] == 1
+                and not any(_hooks(module) for module in (child, convolution))
             ):
                 _fold(convolution, child)
                 setattr(parent, name, nn.Identity())
@@ -192,8 +197,16 @@ def fold_batchnorm(model: nn.Module) -> None:
             before = child
 
 
+def _hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _is_plain(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _library(module: nn.Module) -> str:
+    return type(module).__module__.partition(".")[0]
 
 
 def _home(module: nn.Module) -> str:
@@ -230,7 +243,11 @@ class Graphed:
                 model(self._input)
         torch.cuda.current_stream(batch.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph), autocast(batch.device, precision):
+        # Threads that decode ahead may allocate meanwhile
+        with (
+            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+            autocast(batch.device, precision),
+        ):
             self._output = model(self._input)
 
     def __call__(self, batch: torch.Tensor) -> Output:

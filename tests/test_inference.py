@@ -9,6 +9,7 @@ import torch
 from networks import calibrated
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPP
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from meal_gpu.inference import Graphed, autocast, default_precision, fold_batchnorm, for_inference
 from meal_gpu.models import Builder, Output, Segmenter
@@ -69,6 +70,38 @@ def test_weights_cast_once_are_the_bits_that_autocast_gives(
     assert torch.equal(actual.features, expected.features)
 
 
+class Mixed(nn.Module):
+    """A head in float32, as mixed-precision training has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.stem(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(features.float())
+
+
+@torch.inference_mode()
+def test_a_network_that_turns_autocast_off_for_a_part_keeps_that_part(images: torch.Tensor) -> None:
+    model = Mixed().eval()
+    with autocast(CPU, "bfloat16"):
+        expected, actual = model(images), for_inference(model, "bfloat16", CPU)(images)
+    assert actual.dtype == torch.float32 and torch.equal(actual, expected)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = (self.weight - self.weight.mean()) / self.weight.std()
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+class NormAct(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
 class Backwards(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for module in reversed(self):
@@ -87,13 +120,24 @@ def unfoldable() -> dict[str, nn.Module]:
             made.running_var.fill_(4)
         return made
 
-    shared = conv()
+    def watched(module: nn.Module) -> nn.Module:
+        module.register_forward_hook(lambda module, args, output: output * 2)
+        return module
+
+    shared, own = conv(), NormAct(3)
+    own.running_mean = torch.full((3,), 0.5)
     return {
         "an order of its own": Backwards(conv(), norm()),
         "statistics of the batch": nn.Sequential(conv(), norm(track_running_stats=False)),
         "something between": nn.Sequential(conv(), nn.ReLU(), norm()),
         "used twice": nn.Sequential(nn.Sequential(shared, norm()), nn.Sequential(shared, norm())),
         "no convolution": nn.Sequential(nn.ConvTranspose2d(3, 3, 1), norm()),
+        "weights that are standardised": nn.Sequential(Standardised(3, 3, 1), norm()),
+        "weights that are normalised": nn.Sequential(parametrizations.weight_norm(conv()), norm()),
+        "a spectral norm": nn.Sequential(parametrizations.spectral_norm(conv()), norm()),
+        "an activation in the norm": nn.Sequential(conv(), own),
+        "a hook on the convolution": nn.Sequential(watched(conv()), norm()),
+        "a hook on the norm": nn.Sequential(conv(), watched(norm())),
         "one alone": nn.Sequential(norm()),
         "nested": nn.Sequential(nn.Sequential(conv(), nn.Sequential(conv(), conv())), norm(affine=False)),
     }
