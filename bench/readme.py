@@ -15,7 +15,8 @@ from meal_gpu.strategies import MEASURES, STRATEGIES
 ROOT = Path(__file__).parent.parent
 SCALE = ROOT / "docs" / "SCALE.md"
 SUBSAMPLE = ROOT / "bench" / "results" / "subsample.jsonl"
-_NOTES = ("Environment", "**Verdict")  # lines that say where it was run, and what it shows
+# Lines that say where it was run, what it shows, and what else a pair compares
+_NOTES = ("Environment", "**Verdict", "- At step 0")
 SCALE_ROWS = [ROOT / "bench" / "results" / name for name in ("scale.jsonl", "gpu.jsonl")]
 
 
@@ -139,7 +140,9 @@ def _table1(compared: compare.Comparison) -> str:
     first = summaries[0]
     config = first.group.curves[0].config
     folder = FOLDER.as_posix()
-    notes = [line for line in compare.markdown(compared).splitlines() if line.startswith(_NOTES)]
+    notes = [
+        line.removeprefix("- ") for line in compare.markdown(compared).splitlines() if line.startswith(_NOTES)
+    ]
     return (
         f"![Learning curves on CamVid]({folder}/compare/curves.svg)\n\n"
         f"CamVid, 367 + 101 images, {config.architecture} network, encoder "

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,11 @@ from meal_gpu.statistics import Array
 _SAME = ("dataset", "size", "grid")
 # A supervised run is the reference of runs that train the same network in the same way
 _NETWORK = ("architecture", "encoder_weights", "finetune")
+# What the model of step 0 depends on
+_START = (
+    *_NETWORK, "initial_images", "epochs", "batch_size", "context", "learning_rate", "decay_every",
+    "keep", "validate_every", "precision",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +177,7 @@ def group(curves: Sequence[Curve]) -> Gathered:
                 f"{this.curves[0].name} and {other.curves[0].name} are supervised runs of one network "
                 f"({this.label}; {other.label}): only one of them can be the reference, leave one out"
             )
-    return Gathered(learned, supervised, _notes(curves, usual))
+    return Gathered(learned, supervised, (*_notes(curves, usual), *_starts(learned)))
 
 
 def _key(config: Config) -> Hashable:
@@ -216,6 +221,22 @@ def _labelled(members: Sequence[list[Curve]]) -> tuple[tuple[Group, ...], dict[s
         more = ", ".join(f"{key}={value}" for key, value in own.items() if (key, value) not in usual.items())
         groups.append(Group(config.strategy + f" ({more})" * bool(more), tuple(found)))
     return tuple(sorted(groups, key=lambda group: group.label)), usual
+
+
+def _starts(groups: Sequence[Group]) -> Iterator[str]:
+    """Whether the strategies of a seed start from one model, as they would from one commit on one machine."""
+    found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for curve in (curve for group in groups for curve in group.curves if len(curve.labelled) > 1):
+        key = (curve.config.seed, *(getattr(curve.config, name) for name in _START))
+        found[key].append(float(curve.score[0]))
+    apart = {key[0]: max(scores) - min(scores) for key, scores in found.items() if max(scores) > min(scores)}
+    if apart:
+        seeds = ", ".join(map(str, sorted(apart)))
+        yield (
+            "At step 0 the strategies of a seed are trained on the same patches, yet their mIoU differs "
+            f"(seed {seeds}; by {max(apart.values()):.4f} at most): the commit or the machine was not one, or "
+            "training does not repeat itself there. A pair compares that, too."
+        )
 
 
 def _notes(curves: Sequence[Curve], usual: dict[str, Any]) -> tuple[str, ...]:
