@@ -37,7 +37,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "frozen-patch": ("--preset", "camvid", *_PATCH),
     "finetuned-patch": ("--preset", "camvid-finetune", *_PATCH),
     # What two cores do in about two hours
-    "frozen-smp-cpu": ("--preset", "camvid", *_SMP, "--set", "context=image", *_TWO_CORES),
+    "frozen-smp-cpu": ("--preset", "camvid", *_SMP, *_TWO_CORES),
     "frozen-smp-patch-cpu": ("--preset", "camvid", *_SMP, *_PATCH, *_TWO_CORES),
 }
 

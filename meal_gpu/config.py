@@ -66,7 +66,9 @@ class Config:
     epochs: int = 25
     final_epochs: int = 32  # after the last step; 0: as `epochs`
     batch_size: int = 8  # patches; images in a supervised run
-    context: str = "patch"  # what training sees around a labelled patch: nothing, or its whole image
+    # What training sees around a labelled patch: its whole image, or nothing (patch). Patches alone, as the
+    # paper can be read, lie far below its figures: see docs/EXPERIMENTS.md
+    context: str = "image"
     learning_rate: float = 1e-3
     decay_every: int = 0  # epochs between multiplications of the rate by 0.1; 0: never
     keep: str = "best"  # the epoch with the best validation mIoU, or the last
@@ -120,6 +122,11 @@ class Config:
             )
         if not 0 <= self.control_share < 1:
             raise ConfigError(f"control_share is {self.control_share}; it must be at least 0 and below 1")
+        if self.control_share and not round(self.control_share * self.query_size):
+            raise ConfigError(
+                f"control_share is {self.control_share}: of query_size {self.query_size} that is no patch; "
+                f"raise it to {1 / self.query_size:.2g}, or set it to 0"
+            )
         if not 0 <= self.pool_share <= 1:
             raise ConfigError(f"pool_share is {self.pool_share}; it must be between 0 and 1")
         if not self.learning_rate > 0:
@@ -234,8 +241,7 @@ def supervised(config: Config) -> Config:
     )  # fmt: skip
 
 
-# Patches alone, as the paper can be read, lie far below its figures: see docs/EXPERIMENTS.md
-_PAPER: dict[str, Any] = {"architecture": "paper", "context": "image"}
+_PAPER: dict[str, Any] = {"architecture": "paper"}
 _CAMVID: dict[str, Any] = _PAPER | {"dataset": "camvid", "budget": 0.05}
 _CITYSCAPES: dict[str, Any] = _PAPER | {"dataset": "cityscapes", "budget": 0.01}
 _LARGE_START: dict[str, Any] = {"initial_images": 20, "query_size": 25}
@@ -248,9 +254,9 @@ PRESETS: dict[str, Config] = {
         "cityscapes-finetune": _CITYSCAPES | {"finetune": True},
         "cityscapes-320": _CITYSCAPES | _LARGE_START,
         "cityscapes-320-finetune": _CITYSCAPES | _LARGE_START | {"finetune": True},
-        "synthetic": {"context": "image", "encoder_weights": "none", "finetune": True, "query_size": 32,
+        "synthetic": {"encoder_weights": "none", "finetune": True, "query_size": 32,
                       "candidates": 128, "steps": 3, "epochs": 8, "final_epochs": 0, "batch_size": 4,
                       "validate_every": 4},
-        "folder": {"dataset": "folder", "context": "image"},
+        "folder": {"dataset": "folder"},
     }.items()
 }  # fmt: skip

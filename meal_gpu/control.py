@@ -13,10 +13,10 @@ from meal_gpu.statistics import Interval, mean_interval
 def accuracy(
     patches: torch.Tensor, model: Network, oracle: Oracle, precision: str, level: float = 0.95
 ) -> Interval:
-    """The model's pixel accuracy in [0, 1] on the unlabelled patches, estimated without bias.
+    """The mean over the unlabelled patches of the share of right pixels, in [0, 1], estimated without bias.
 
-    The mean over patches of the share of right pixels, void left out, with Student's interval. A patch that
-    is void everywhere says nothing and is left out: the estimate is then that of the others.
+    Void is left out; a patch that is void everywhere says nothing, and the estimate is that of the others.
+    Every patch counts alike, however much of it is void. Student's interval, cut to [0, 1].
 
     Args:
         patches: [m] drawn uniformly from the unlabelled ones, which `model` was not trained on.
@@ -36,4 +36,8 @@ def accuracy(
         if known.any():
             right[row] = float((mask == labels)[known].mean())
     seen = right[~np.isnan(right)]
-    return mean_interval(seen, level) if len(seen) else Interval(np.nan, np.nan, np.nan, 0)
+    if not len(seen):
+        return Interval(np.nan, np.nan, np.nan, 0)
+    found = mean_interval(seen, level)
+    low, high = np.clip((found.low, found.high), 0, 1).tolist()
+    return Interval(found.mean, low, high, found.n)

@@ -176,7 +176,7 @@ def calibrate(experiment: Experiment, learner: Learner, ledger: Ledger, step: in
 
 
 def control_estimate(experiment: Experiment, learner: Learner, chosen: Query) -> dict[str, Any]:
-    """Pixel accuracy on the unlabelled pool, as the drawn patches show it, of the model before this step."""
+    """The share of right pixels of an unlabelled patch, as the drawn ones show it, of the model before."""
     drawn = chosen.patch_ids[-chosen.control :]
     found = control.accuracy(drawn, learner.model, experiment.oracle, experiment.config.precision)
     return {

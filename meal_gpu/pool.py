@@ -158,8 +158,7 @@ class ScoredPool:
     def _predicted_for(self, images: ImageSet, of: str) -> Committee:
         settings = self._settings
         if of == "dropout":
-            seed = rng.integer(settings.seed, settings.step, "committee")
-            predictions = committees.dropout(images, self._model, settings.passes, seed)
+            predictions = committees.dropout(images, self._model, settings.passes, self._dropout_seed())
         elif of == "members":
             predictions = committees.members(images, (self._model, *self._members))
         else:
@@ -168,6 +167,9 @@ class ScoredPool:
             images, predictions, self._model, self._grid, temperature=settings.temperature,
             valid=self._valid, advance=self._advance,
         )  # fmt: skip
+
+    def _dropout_seed(self) -> int:
+        return rng.integer(self._settings.seed, self._settings.step, "committee")
 
     def _present(self) -> torch.Tensor:
         """[P - A] int64 on the CPU, ascending: the patches of images that the model is applied to."""

@@ -85,7 +85,10 @@ def test_accuracy_by_hand() -> None:
     shares = np.array([0.95, 0.0, 0.75, 1.0])
     assert (mean, n) == (pytest.approx(shares.mean()), 4)
     half = stats.t.ppf(0.975, 3) * shares.std(ddof=1) / 2
-    assert (low, high) == (pytest.approx(mean - half), pytest.approx(mean + half))
+    assert mean - half < 0 and mean + half > 1 and (low, high) == (0, 1)  # a share is none of these
+    mean, low, high, _ = judge(labels, [19, 6, 2])
+    half = stats.t.ppf(0.975, 2) * shares[[0, 2, 3]].std(ddof=1) / np.sqrt(3)
+    assert (low, high) == (pytest.approx(mean - half), 1)
     assert judge(labels, [11])[0] == 0
     assert math.isnan(judge(labels, [11])[1])  # of one patch there is no interval
 

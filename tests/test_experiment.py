@@ -240,6 +240,11 @@ def test_initial_patches_are_all_patches_of_some_images() -> None:
             "unknown strategy 'meall'; known: entropy, .*, meal-calibrated$",
         ),
         ({"measure": "meal"}, ConfigError, "unknown measure 'meal'; known: entropy, "),
+        (
+            {"strategy": "clasp-pe", "measure": "margin"},
+            ConfigError,
+            "strategy 'clasp-pe' takes none: leave it",
+        ),
         ({"initial_images": 7}, ConfigError, "initial_images is 7, but the pool has 6"),
         ({"grid": [200, 4]}, InputError, "200 rows over 96 pixels"),
         ({"root": "/nonexistent"}, DataError, "/nonexistent"),

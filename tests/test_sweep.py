@@ -221,24 +221,47 @@ def test_the_last_step(settings: dict[str, Any], last: int) -> None:
     assert folders.last_step(BASE.replace(**settings), images=6) == last
 
 
-def fake(path: Path, steps: int, *, report: bool = False) -> Path:
+def test_only_strategies_that_take_a_measure_get_one() -> None:
+    asked = Sweep(base=BASE.replace(measure="margin"), strategies=("random", "meal"), seeds=(0,))
+    assert {name: config.measure for name, config in asked.runs().items()} == {
+        "random-0": "entropy", "meal-0": "margin",
+    }  # fmt: skip
+
+
+def fake(path: Path, steps: int, *, report: bool = False, images: int = 6) -> Path:
     """A run folder as far as a sweep reads it."""
     for step in range(steps):
         (path / f"steps/{step:03d}").mkdir(parents=True, exist_ok=True)
-        (path / f"steps/{step:03d}/metrics.json").write_text(json.dumps({"mean_iou": step / 8}))
+        (path / f"steps/{step:03d}/metrics.json").write_text(
+            json.dumps({"mean_iou": step / 8, "patches": 16 * images})
+        )
     if report:
         (path / "report.html").touch()
     return path
 
 
 def test_how_far_a_folder_is(tmp_path: Path) -> None:
-    assert folders.progress(tmp_path / "none") == (0, None)
+    def found(path: Path, steps: int) -> Run:
+        return folders.progress(Run("a", steps), path, BASE.replace(steps=steps, query_size=8))
+
+    assert found(tmp_path / "none", 3) == Run("a", 3)
     path = fake(tmp_path / "run", 3)
     (path / "steps/.partial-003").mkdir()
-    assert folders.progress(path) == (3, 0.25)
-    assert not folders.is_complete(path, 3)
-    assert not folders.is_complete(path, 2)  # killed before its report
-    assert folders.is_complete(fake(path, 3, report=True), 2)
+    assert found(path, 3) == Run("a", 3, done=3, mean_iou=0.25)
+    assert not folders.is_complete(found(path, 3), path)
+    assert not folders.is_complete(found(path, 2), path)  # killed before its report
+    assert folders.is_complete(found(fake(path, 3, report=True), 2), path)
+    (path / "steps/002/metrics.json").write_text("{}")
+    assert found(path, 2) == Run("a", 2, done=3)
+
+
+def test_a_run_that_left_images_out_has_as_many_steps_as_the_rest_allows(tmp_path: Path) -> None:
+    config = BASE.replace(budget=0.5, query_size=4, candidates=4)
+    last = folders.last_step(config, 8)
+    path = fake(tmp_path / "run", last, images=7, report=True)
+    run = folders.progress(Run("a", last), path, config)
+    assert (run.last, folders.last_step(config, 7)) == (last - 2, last - 2)
+    assert folders.is_complete(run, path)
 
 
 # One view
@@ -308,7 +331,7 @@ for step in range(steps):
         (path / "slow").touch()
         time.sleep(60)
     folder.mkdir(exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps({"mean_iou": 0.5}))
+    (folder / "metrics.json").write_text(json.dumps({"mean_iou": 0.5, "patches": 96}))
 (path / "times").write_text(f"{start} {time.monotonic()} {os.environ.get('OMP_NUM_THREADS')}")
 (path / "report.html").touch()
 """

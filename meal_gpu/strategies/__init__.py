@@ -73,8 +73,18 @@ def get_measure(name: str) -> Measure:
 
 
 def needed(strategy: str, measure: str) -> tuple[str, ...]:
-    """What a pass over the pool must find for both. Raises ConfigError for an unknown name."""
+    """What a pass over the pool must find for both.
+
+    Raises:
+        ConfigError: an unknown name, or a measure that the strategy would not look at.
+    """
     chosen, proposing = get(strategy), get_measure(measure)
+    if measure != entropy.MEASURE.name and not chosen.measured:
+        takers = ", ".join(name for name, known in STRATEGIES.items() if known.measured)
+        raise ConfigError(
+            f"measure is {measure!r}, but strategy {strategy!r} takes none: leave it out, or choose one of "
+            f"{takers}"
+        )
     return chosen.needs + (proposing.needs if chosen.measured else ())
 
 

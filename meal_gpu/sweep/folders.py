@@ -1,6 +1,8 @@
 """How far the runs of a sweep are, read from their folders alone."""
 
+import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,17 +41,19 @@ def last_step(config: Config, images: int) -> int:
     return max(0, min(config.number_of_steps(patches, initial), possible))
 
 
-def progress(path: Path) -> tuple[int, float | None]:
-    """Complete steps of a run folder, which need not be there, and the newest mIoU."""
+def progress(run: Run, path: Path, config: Config) -> Run:
+    """`run` with what its folder, which need not be there, says of steps and mIoU.
+
+    Its last step is that of the pool it has: with on_bad = "skip" some images may be left out.
+    """
     # Not RunFolder: a gap, or a file of another kind, is for the run itself to complain about
     done = sum(1 for step in path.glob("steps/*") if step.name.isdigit())
-    if not done:
-        return 0, None
     try:
         metrics = json.loads((path / "steps" / f"{done - 1:03d}" / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return done, None
-    return done, metrics.get("mean_iou")
+        last = last_step(config, metrics["patches"] // math.prod(config.grid))
+        return dataclasses.replace(run, last=last, done=done, mean_iou=metrics["mean_iou"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return dataclasses.replace(run, done=done, mean_iou=None)
 
 
 def is_begun(path: Path) -> bool:
@@ -57,9 +61,9 @@ def is_begun(path: Path) -> bool:
     return (path / "config.toml").is_file()
 
 
-def is_complete(path: Path, last: int) -> bool:
-    """Whether a run has nothing left to do: all of its steps, and the report that it writes at its end.
+def is_complete(run: Run, path: Path) -> bool:
+    """Whether `run`, as `progress` sees it, has done all of its steps, and the report that ends it.
 
     A run that was killed between the two is continued, which brings the rest of its folder up to date.
     """
-    return progress(path)[0] > last and (path / "report.html").is_file()
+    return run.done > run.last and (path / "report.html").is_file()

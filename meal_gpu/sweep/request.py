@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from meal_gpu import atomic
+from meal_gpu import atomic, strategies
 from meal_gpu import config as configs
 from meal_gpu.config import SUPERVISED, Config
 from meal_gpu.errors import ConfigError, RunError
@@ -78,7 +78,8 @@ class Sweep:
         if strategy == SUPERVISED:
             kept = {key: getattr(self.base, key) for key in self.given}
             return dataclasses.replace(configs.supervised(self.base), **kept, seed=seed)
-        return dataclasses.replace(self.base, strategy=strategy, seed=seed)
+        found = dataclasses.replace(self.base, strategy=strategy, seed=seed)
+        return found if strategies.get(strategy).measured else dataclasses.replace(found, measure="entropy")
 
     def runs(self) -> dict[str, Config]:
         """Name of the run folder -> configuration: all strategies of the first seed, then of the next."""

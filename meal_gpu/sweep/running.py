@@ -77,11 +77,9 @@ def _run_all(
     waiting: deque[str] = deque()
     children: dict[str, Child] = {}
     for name, run in runs.items():
-        done, score = progress(out / name)
-        complete = is_complete(out / name, run.last)
-        runs[name] = dataclasses.replace(
-            run, state="complete" if complete else "waiting", done=done, mean_iou=score
-        )
+        found = progress(run, out / name, configs[name])
+        complete = is_complete(found, out / name)
+        runs[name] = dataclasses.replace(found, state="complete" if complete else "waiting")
         if not complete:
             waiting.append(name)
     try:
@@ -96,7 +94,7 @@ def _run_all(
                 time.sleep(_POLL)
                 for name, child in list(children.items()):
                     ended = child.process.poll() is not None  # before its folder is read for the last time
-                    runs[name] = _look(runs[name], out / name, child, ended)
+                    runs[name] = _look(progress(runs[name], out / name, configs[name]), child, ended)
                     if ended:
                         del children[name]
             for name in children:
@@ -107,11 +105,9 @@ def _run_all(
     return list(runs.values())
 
 
-def _look(run: Run, path: Path, child: Child, ended: bool) -> Run:
-    done, score = progress(path)
-    run = dataclasses.replace(run, state="running", done=done, mean_iou=score)
+def _look(run: Run, child: Child, ended: bool) -> Run:
     if not ended:
-        return run
+        return dataclasses.replace(run, state="running")
     if error := child.error():
         return dataclasses.replace(run, state="failed", error=error)
     return dataclasses.replace(run, state="complete")

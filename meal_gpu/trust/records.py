@@ -22,7 +22,8 @@ class Ranking:
     """Where a patch stood among the `open` ones, which the strategy could choose from; ranks start at 1.
 
     Attributes:
-        measure: what `score` is; the score is that of the step's model, the entropy in nats.
+        measure: what `score` is, the pool's measure or the strategy's own; it is that of the step's model,
+            and of "entropy" in nats.
         candidates: how many there were; None where the strategy proposes none.
         margin: of a strategy that takes the highest: the score less that of the first patch not taken, or
             of the last one taken where this patch was not (then at most 0); None where there is none.
@@ -88,7 +89,7 @@ class Records:
         strategy = strategies.get(folder.config.strategy)
         self._path = folder.step(step) / "query.parquet"
         self._ranked = strategy.name in strategies.MEASURES
-        self.measure = strategy.name if self._ranked else folder.config.measure
+        self.measure = folder.config.measure if strategy.measured else strategy.name
         query = recorded(folder, step)
         arms = query["arm"].tolist() if "arm" in query else ["strategy"] * len(query)
         arms_of = dict(zip(query["patch"].tolist(), arms, strict=True))

@@ -6,6 +6,7 @@ import torch
 
 from meal_gpu import rng, strategies
 from meal_gpu.manifold import Manifold
+from meal_gpu.ops import Committee
 from meal_gpu.pool import ScoredPool
 from meal_gpu.strategies.base import Selection
 
@@ -36,6 +37,7 @@ class Variant(ScoredPool):
         self.umap: Manifold | None = None
         if draws is not None:
             self._scores = None  # a measure may draw, too
+            self._committees = {of: found for of, found in self._committees.items() if of != "dropout"}
         if scores is not None:
             self._scores = scores.to(self.unlabelled.device)
 
@@ -62,6 +64,16 @@ class Variant(ScoredPool):
             return super().uniforms(purpose, n)
         settings = self._settings
         return rng.uniforms(settings.seed, settings.step, f"{purpose}, again {self._draws}", n)
+
+    def committee(self, of: str) -> Committee:
+        self.drew = self.drew or of == "dropout"
+        return super().committee(of)
+
+    def _dropout_seed(self) -> int:
+        if self._draws is None:
+            return super()._dropout_seed()
+        settings = self._settings
+        return rng.integer(settings.seed, settings.step, f"committee, again {self._draws}")
 
     def chosen(self, strategy: str) -> Selection:
         """What `strategy` chooses from it. Raises MealGpuError for a model whose output is not finite."""

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from made_runs import CLASSES, folder
 
@@ -44,6 +46,26 @@ def test_what_sets_half_of_the_groups_apart_is_said_of_all(tmp_path: Path) -> No
         "meal (candidates=300, steps=None)",
     ]
     assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "said"),
+    [
+        (0.2, {}, None),
+        (0.3, {}, "seed 1; by 0.1000 at most"),
+        (0.3, {"epochs": 9}, None),  # another model
+        (0.3, {"candidates": 400}, "seed 1; by 0.1000 at most"),
+        (np.nan, {}, None),
+    ],
+)
+def test_strategies_that_do_not_start_from_one_model_are_named(
+    tmp_path: Path, first: float, changes: dict[str, Any], said: str | None
+) -> None:
+    for seed in (0, 1):
+        folder(tmp_path / f"r{seed}", "random", seed, [0.2, 0.3])
+        folder(tmp_path / f"m{seed}", "meal", seed, [first if seed else 0.2, 0.4], **changes)
+    notes = [note for note in gather([tmp_path]).notes if note.startswith("At step 0")]
+    assert len(notes) == (said is not None) and all(said in note for note in notes if said)
 
 
 def test_where_the_pool_lies_makes_no_group_but_is_said(tmp_path: Path) -> None:

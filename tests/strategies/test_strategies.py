@@ -17,8 +17,6 @@ from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies import MEASURES, STRATEGIES, Pool, get, get_measure, needed, takes_members
 from meal_gpu.strategies.base import highest
 
-# n patches are chosen together: asking for fewer is another question
-CHOSEN_TOGETHER = ("kmeans", "typiclust")
 SEEDED = ("meal", "meal-ft", "meal-pca", "meal-raw", "meal-calibrated")
 
 
@@ -186,11 +184,29 @@ def test_global_random_state_is_neither_read_nor_changed(name: str) -> None:
     assert chosen(name, pool) == query
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in CHOSEN_TOGETHER])
-@pytest.mark.parametrize("labelled", [0, 5])
-def test_queries_are_prefix_nested(name: str, labelled: int) -> None:
-    longer = chosen(name, generic(31, n=12, limit=20, labelled=labelled))
-    assert chosen(name, generic(31, n=5, limit=20, labelled=labelled)) == longer[:5]
+def prefixes(name: str, n: int, k: int, labelled: int, seed: int) -> tuple[list[int], list[int]]:
+    """A query of k of 31 patches, and the first k of a query of n."""
+    whole, part = (chosen(name, generic(31, m, limit=20, labelled=labelled, seed=seed)) for m in (n, k))
+    return part, whole[:k]
+
+
+@pytest.mark.parametrize("name", [name for name, strategy in STRATEGIES.items() if strategy.nested])
+@given(data=st.data())
+@settings(deadline=None, max_examples=20)
+def test_queries_are_prefix_nested(name: str, data: st.DataObject) -> None:
+    labelled = data.draw(st.integers(0, 9))
+    n = data.draw(st.integers(1, 19 if get(name).measured else 31 - labelled))  # not all the candidates
+    part, first = prefixes(name, n, data.draw(st.integers(1, n)), labelled, data.draw(st.integers(0, 99)))
+    assert part == first
+
+
+def test_others_say_that_they_are_not() -> None:
+    """n patches are chosen together: asking for fewer is another question."""
+    others = [name for name, strategy in STRATEGIES.items() if not strategy.nested]
+    assert others == ["kmeans", "typiclust"]
+    for name in others:
+        part, first = prefixes(name, n=12, k=5, labelled=5, seed=0)
+        assert part != first
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -234,11 +250,22 @@ def test_names_are_keys_and_every_strategy_says_what_it_is() -> None:
 
 
 def test_needs_are_those_of_strategy_and_measure() -> None:
-    assert needed("random", "cereals") == ()
+    assert needed("random", "entropy") == ()
     assert needed("meal", "entropy") == ()
     assert set(needed("meal", "cereals")) == {"boundary"}
-    assert set(needed("badge", "cereals")) == {"classes"}
+    assert set(needed("badge", "entropy")) == {"classes"}
     assert set(needed("cereals", "entropy")) == {"boundary"}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_measure_that_nothing_would_look_at_is_refused(name: str) -> None:
+    if get(name).measured:
+        assert set(needed(name, "cereals")) == {"boundary", *needed(name, "entropy")}
+        return
+    with pytest.raises(
+        ConfigError, match=f"measure is 'margin', but strategy '{name}' takes none: .* meal, "
+    ):
+        needed(name, "margin")
 
 
 def test_unknown_names_list_the_known() -> None:

@@ -135,6 +135,12 @@ def test_a_ranked_patch_and_its_margin(run_of: RunOf) -> None:
     assert found.reason == "not chosen: rank 50 by entropy, and the 6 highest are taken"
 
 
+def test_a_score_of_the_strategy_s_own_has_its_name(run_of: RunOf) -> None:
+    run = run_of("clasp-pe")
+    found = of_records(run, 1, asked(run, 1)[0]).ranking
+    assert found is not None and (found.measure, found.candidates) == ("clasp-pe", None)
+
+
 def test_a_strategy_that_ranks_nothing(run_of: RunOf) -> None:
     run = run_of("badge")
     found = of_records(run, 1, asked(run, 1)[2])

@@ -26,9 +26,9 @@ app = Typer()
 commands.register(app)
 
 
-def of(past: Past, strategy: str) -> Past:
+def of(past: Past, strategy: str, **changes: object) -> Past:
     """As if another strategy had asked, without a control arm."""
-    config = past.experiment.config.replace(strategy=strategy, control_share=0.0)
+    config = past.experiment.config.replace(strategy=strategy, control_share=0.0, **changes)
     return dataclasses.replace(past, experiment=dataclasses.replace(past.experiment, config=config))
 
 
@@ -128,6 +128,16 @@ def test_what_a_strategy_does_not_use_is_not_changed(past: Past) -> None:
     badge = examined(of(past, "badge"), 1)
     assert [change.name for change in badge.changes] == ["nothing", "float32 → bfloat16", "the draws"]
     assert (badge.candidates, badge.places) == (None, None)
+
+
+@pytest.mark.parametrize(("strategy", "measure"), [("bald", "entropy"), ("meal-raw", "mc-entropy")])
+def test_dropout_is_a_draw(past: Past, strategy: str, measure: str) -> None:
+    nothing, _, draws = examined(of(past, strategy, measure=measure), 3).changes
+    assert draws.name == "the draws"
+    assert nothing.outcomes[0].chosen == 1
+    assert min(outcome.chosen for outcome in draws.outcomes) < 1
+    if measure == "mc-entropy":  # which draws before there are candidates
+        assert min(outcome.candidates or 1 for outcome in draws.outcomes) < 1
 
 
 def test_a_precision_that_does_not_work_here_is_said(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
