@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from meal_gpu.errors import RunError
+
 
 @contextmanager
 def writing(path: Path, by: str = "") -> Iterator[Path]:
     """Yields a path to fill that then takes the place of `path`; on an error `path` is as it was.
 
-    `by` tells apart processes that may write the same file at once.
+    `by` tells apart processes that may write the same file at once. A link stays one: its file is written.
     """
+    path = path.resolve()
     aside = path.parent / f".partial-{by}{path.name}"
     try:
         yield aside
@@ -27,6 +30,7 @@ def writing(path: Path, by: str = "") -> Iterator[Path]:
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """Yields a folder to fill that then becomes `path`, which is absent or empty; on an error it is gone."""
+    path = path.resolve()
     aside = path.parent / f".partial-{path.name}"
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process
     try:
@@ -40,6 +44,17 @@ def folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def require_new(path: Path) -> None:
+    """Raises RunError unless `folder` may make `path`."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} is not empty; name another --out")
+    if path.resolve() == Path.cwd() or path.is_mount():
+        raise RunError(
+            f"{path} is the working directory or a mount point, which nothing can take the place of; name a "
+            "folder below it as --out"
+        )
 
 
 def sync(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meal_gpu import commands, research
+from meal_gpu import commands, options, research
 from meal_gpu.errors import ConfigError, MealGpuError, UnavailableError
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            _say(f"out of memory ({' '.join(str(error).split())}): lower size, cache_gib or pool_share")
+            what = " ".join(str(error).split())
+            _say(f"out of memory ({what}): lower size, and in a run cache_gib or pool_share")
             sys.exit(1)
         with tempfile.NamedTemporaryFile("w", prefix="meal-gpu-", suffix=".log", delete=False) as log:
             log.write(traceback.format_exc())
@@ -66,7 +67,10 @@ def run(
     dataset: Annotated[str | None, typer.Option(help="synthetic, cityscapes, camvid or folder.")] = None,
     root: Root = None,
     preset: Annotated[str | None, typer.Option(help="A row of the paper's Table 1, such as camvid.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A .toml or .yaml file of settings.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A .toml or .yaml file; what it leaves out is as in meal_gpu/config.py."),
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(help="See `meal-gpu strategies`; or supervised, the baseline. Of a sweep: a,b,c."),
@@ -118,12 +122,12 @@ def run(
     """
     changes = {
         "root": str(root) if root else None, "strategy": strategy, "seed": seed, "steps": steps,
-        "epochs": epochs, "final_epochs": epochs, "size": _size(size), "architecture": architecture,
-        "encoder_weights": encoder_weights, "finetune": finetune, "features": features,
-        "on_bad": on_bad, "ops": ops, "device": device,
+        "epochs": epochs, "final_epochs": epochs, "size": options.pair(size, "size"),
+        "architecture": architecture, "encoder_weights": encoder_weights, "finetune": finetune,
+        "features": features, "on_bad": on_bad, "ops": ops, "device": device,
     }  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    parsed = commands.key_values("--set", settings or [])
+    parsed = options.key_values("--set", settings or [])
     given |= {key.replace("-", "_"): value for key, value in parsed.items()}
     given |= {"dataset": dataset} if resume and dataset else {}
     if resume and out is None:
@@ -212,15 +216,6 @@ def _base(preset: str | None, dataset: str | None, file: Path | None, strategy: 
     return configs.supervised(base) if strategy == configs.SUPERVISED else base
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise ConfigError(f"size {text!r}: expected HEIGHTxWIDTH, such as 512x1024")
-    return int(height), int(width)
-
-
 @app.command()
 def doctor() -> None:
     """Say what is installed, what works here, and why the rest does not."""
@@ -288,7 +283,7 @@ def data_check(
     from meal_gpu import data
     from meal_gpu.progress import Terminal
 
-    opened = data.open_dataset(dataset, root, size=_size(size))
+    opened = data.open_dataset(dataset, root, size=options.pair(size, "size"))
     with Terminal().stage("check files", len(opened.train) + len(opened.val)) as advance:
         problems = data.check(opened, deep=deep, progress=advance)
     for problem in problems:
@@ -310,7 +305,7 @@ def data_pack(
     from meal_gpu import data
     from meal_gpu.progress import Terminal
 
-    opened = data.open_dataset(dataset, root, size=_size(size))
+    opened = data.open_dataset(dataset, root, size=options.pair(size, "size"))
     with Terminal().stage("pack", 2 * (len(opened.train) + len(opened.val))) as advance:
         where = data.pack(opened, out, progress=advance)
     typer.echo(f"{dataset}: packed in {where}")
@@ -328,7 +323,7 @@ def data_draw(
     from meal_gpu.data import synthetic
     from meal_gpu.progress import Terminal
 
-    pixels = _size(size)
+    pixels = options.pair(size, "size")
     assert pixels is not None
     with Terminal().stage("draw", train + val) as advance:
         synthetic.write(out, train=train, val=val, size=pixels, seed=seed, progress=advance)

@@ -2,37 +2,21 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meal_gpu.errors import ConfigError
+from meal_gpu import options
+from meal_gpu.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from meal_gpu.annotate.asking import Report
 
-LedgerOption = Annotated[Path, typer.Option(help="The pool's table; made by the first query.")]
+LEDGER, QUERY = Path("pool.parquet"), Path("query")
 
-
-def pair(text: str | None, what: str) -> tuple[int, int] | None:
-    """HxW -> (H, W). Raises ConfigError."""
-    if text is None:
-        return None
-    first, cross, second = text.lower().partition("x")
-    if not (cross and first.isdigit() and second.isdigit() and int(first) and int(second)):
-        raise ConfigError(f"{what} {text!r}: expected two numbers above 0, such as 512x1024")
-    return int(first), int(second)
-
-
-def triple(text: str | None, what: str) -> tuple[float, float, float] | None:
-    """ "0.5,0.5,0.5" -> its numbers. Raises ConfigError, which names `what`."""
-    if text is None:
-        return None
-    try:
-        red, green, blue = map(float, text.split(","))
-    except ValueError:
-        raise ConfigError(f"{what} {text!r}: expected three numbers, such as 0.5,0.5,0.5") from None
-    return red, green, blue
+LedgerOption = Annotated[
+    Path, typer.Option(callback=options.ledger, help="The pool's table, a .parquet; made by the first query.")
+]
 
 
 def acquire(
@@ -54,8 +38,8 @@ def acquire(
     ] = "32patches",
     strategy: Annotated[str, typer.Option(help="See `meal-gpu strategies`.")] = "meal",
     measure: Annotated[str, typer.Option(help="What proposes candidates, as listed there.")] = "entropy",
-    ledger: LedgerOption = Path("pool.parquet"),
-    out: Annotated[Path, typer.Option(help="Query folder to write.")] = Path("query"),
+    ledger: LedgerOption = LEDGER,
+    out: Annotated[Path, typer.Option(help="Query folder to write.")] = QUERY,
     classes: Annotated[Path | None, typer.Option(help="A classes.txt: one name per line.")] = None,
     grid: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of patches.")] = "4x4",
     size: Annotated[
@@ -133,7 +117,7 @@ def acquire(
     from meal_gpu.annotate.cost import CostModel
 
     amount, costs = Budget.parse(budget), CostModel.parse(cost)  # before the slow imports
-    rows = pair(grid, "grid")
+    rows = options.pair(grid, "grid")
     assert rows is not None
     from torch.nn import Module
 
@@ -142,23 +126,22 @@ def acquire(
     from meal_gpu.annotate.plan import Plan
     from meal_gpu.annotate.shards import Cluster
     from meal_gpu.cluster import connected
-    from meal_gpu.data.folder import read_classes
     from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD
     from meal_gpu.pool import FEATURES
     from meal_gpu.progress import Terminal
 
     if features not in FEATURES:
         raise ConfigError(f"features is {features!r}; known: {', '.join(FEATURES)}")
-    names = read_classes(classes)[0] if classes else None
-    arguments = key_values("--model-arg", model_arg or [])
+    names = None if classes is None else options.class_names(classes)
+    arguments = options.key_values("--model-arg", model_arg or [])
     plan = Plan(
         budget=amount, strategy=strategy, measure=measure, seed=seed, grid=rows, candidates=candidates,
         manifold_limit=manifold_limit, refit=refit, features=features,
-        size=pair(size, "size"), window=pair(window, "window"), overlap=overlap, valid=valid, classes=names,
-        cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()), layer=layer, passes=passes,
-        temperature=temperature, on_bad=on_bad, cache=cache, shard=shard,
+        size=options.pair(size, "size"), window=options.pair(window, "window"), overlap=overlap,
+        valid=valid, classes=names, cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()),
+        layer=layer, passes=passes, temperature=temperature, on_bad=on_bad, cache=cache, shard=shard,
         precision=precision, device=device, ops=ops, made_by=(model, sorted(arguments.items())),
-        mean=triple(mean, "mean") or IMAGENET_MEAN, std=triple(std, "std") or IMAGENET_STD,
+        mean=options.triple(mean, "mean") or IMAGENET_MEAN, std=options.triple(std, "std") or IMAGENET_STD,
     )  # fmt: skip
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ConfigError(f"temperature is {temperature}; it must be above 0")
@@ -176,31 +159,18 @@ def acquire(
     typer.echo(describe(report))
 
 
-def key_values(option: str, items: list[str]) -> dict[str, Any]:
-    """KEY=VALUE with YAML values: 3, 1e-3, true, [4, 4], null. Raises ConfigError, which names the option."""
-    import yaml
-
-    values: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise ConfigError(f"{option} {item!r}: expected KEY=VALUE")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{option} {item!r}: {error}") from error
-    return values
-
-
 def describe(report: "Report") -> str:
     """The query in all units, and what smaller ones would be."""
+    from meal_gpu import strategies
+
     totals, n = report.totals, len(report.asked.items)
+    nested = strategies.get(report.asked.strategy).nested
     lines = [
         f"pool: {report.pool} patches, {report.added} new frames, {report.scored} frames scored now",
         f"query {report.asked.step}: {n} patches ({n / report.pool:.2%}) in {totals.frames[-1]} frames, "
         f"about {totals.clicks[-1]:.0f} clicks, {totals.hours[-1]:.2f} h",
     ]
-    for k in sorted({max(1, n // 4), max(1, n // 2), n}):
+    for k in sorted({max(1, n // 4), max(1, n // 2), n}) if nested else ():
         covered = "" if report.coverage is None else f", coverage {report.coverage[k - 1]:.0%}"
         lines.append(
             f"  the first {k}: {totals.frames[k - 1]} frames, {totals.clicks[k - 1]:.0f} clicks, "
@@ -208,9 +178,8 @@ def describe(report: "Report") -> str:
         )
     if report.limited:
         lines.append("the budget pays for more than the candidates: raise --candidates")
-    lines.append(
-        f"written: {report.asked.path} (budget.svg: coverage, entropy and cost of every smaller query)"
-    )
+    curves = " (budget.svg: coverage, entropy and cost of every smaller query)" if nested else ""
+    lines.append(f"written: {report.asked.path}{curves}")
     return "\n".join(lines)
 
 
@@ -223,8 +192,14 @@ def export(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="New folder.", show_default="QUERY/… or labels/…")] = None,
-    query: Annotated[Path, typer.Option(help="Query folder.")] = Path("query"),
-    ledger: LedgerOption = Path("pool.parquet"),
+    query: Annotated[
+        Path | None,
+        typer.Option(help="Query folder; not for smp, mmseg and nnunet.", show_default=str(QUERY)),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(callback=options.ledger, help="For smp, mmseg and nnunet.", show_default=str(LEDGER)),
+    ] = None,
     images: Annotated[str | None, typer.Option(help="As for acquire; for smp, mmseg and nnunet.")] = None,
     push: Annotated[
         str | None, typer.Option(metavar="URL", help="Also send it to this CVAT or Label Studio.")
@@ -241,9 +216,16 @@ def export(
     """Write a query for an annotation tool, or the finished labels for training."""
     from meal_gpu.annotate import formats
 
-    known = (*formats.WRITERS, "fiftyone", *formats.TRAINING)
+    known = (*formats.WRITERS, formats.FIFTYONE, *formats.TRAINING)
     if to not in known:
         raise ConfigError(f"format {to!r} is unknown; known: {', '.join(known)}")
+    given = {
+        "--query": query, "--ledger": ledger, "--images": images, "--out": out, "--push": push,
+        "--no-predictions": None if predictions else True,
+    }  # fmt: skip
+    for option, value in given.items():
+        if value is not None and option not in formats.options(to):
+            raise ConfigError(f"{option} means nothing for --to {to}: leave it out")
     if to in formats.TRAINING:
         if images is None:
             raise ConfigError(f"--to {to} needs --images, the frames that the masks belong to")
@@ -253,26 +235,25 @@ def export(
         listing = list_images(images)
         target = out or Path("labels") / to
         files = dict(zip(listing.names, listing.files, strict=True))
-        done = training.export(ledger, files, target, to=to)
+        done = training.export(ledger or LEDGER, files, target, to=to)
         typer.echo(f"{to}: {done.patches} patches in {done.frames} frames, {target}")
         return
     from meal_gpu.annotate.asked import Asked
 
+    query = query or QUERY
     asked = Asked.read(query)
-    if to == "fiftyone":
+    if to == formats.FIFTYONE:
         from meal_gpu.annotate import voxel51
 
         voxel51.export(asked, project)
         typer.echo(f"fiftyone: dataset {project!r}, {len(asked.items)} patches")
         return
     target = out or query / to
-    if push is not None and to not in ("cvat", "label-studio"):
-        raise ConfigError(f"--push sends to cvat and label-studio, not to {to}")
-    if not predictions and (push is None or to != "label-studio"):
-        raise ConfigError("--no-predictions is for --to label-studio with --push; files hold them always")
+    if not predictions and push is None:
+        raise ConfigError("--no-predictions is for --push; files hold them always")
     if push is not None and token is None:
         raise ConfigError("--push needs --token, or the variable MEAL_GPU_TOKEN")
-    if push is None or out is not None or not target.is_dir():  # of a push that failed it is there
+    if push is None or not (target.is_dir() and any(target.iterdir())):  # of a push that failed it is there
         formats.export(asked, target, form=to)
         typer.echo(f"{to}: {len(asked.items)} patches, {target}")
     if push is not None and token is not None:
@@ -289,8 +270,8 @@ def ingest(
     answers: Annotated[
         Path, typer.Argument(help="What the tool exported: a folder, .zip or file; a FiftyOne dataset.")
     ],
-    query: Annotated[Path, typer.Option(help="Query folder.")] = Path("query"),
-    ledger: LedgerOption = Path("pool.parquet"),
+    query: Annotated[Path, typer.Option(help="Query folder.")] = QUERY,
+    ledger: LedgerOption = LEDGER,
     form: Annotated[
         str,
         typer.Option("--from", help="auto, cvat, segmentation-mask, label-studio, coco, masks or fiftyone."),
@@ -305,14 +286,21 @@ def ingest(
     done = take(query, answers, ledger, form=form, partial=partial)
     for line in done.problems:
         typer.echo(f"left out: {line}")
+    if not (done.labelled or done.problems):
+        raise DataError(
+            f"{answers}: no patch of {query} is labelled there: {len(done.empty)} have no pixel of a class, "
+            f"{len(done.missing)} no answer; label some and export them again"
+        )
     typer.echo(f"labelled: {len(done.labelled)} patches, {ledger}")
     if done.empty:
         typer.echo(f"still without a label: {', '.join(item.name for item in done.empty)}")
+    if done.missing:
+        typer.echo(f"without an answer yet: {len(done.missing)} patches of {query}")
 
 
 def view(
     images: Annotated[str, typer.Option(help="As for acquire.")],
-    ledger: LedgerOption = Path("pool.parquet"),
+    ledger: LedgerOption = LEDGER,
     query: Annotated[list[Path] | None, typer.Option(help="A query folder to show; repeat it.")] = None,
 ) -> None:
     """Open pool, scores, embedding and queries in FiftyOne."""

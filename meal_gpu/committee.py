@@ -94,9 +94,20 @@ def members(pool: ImageSet, models: Sequence[Network]) -> Predictions:
                 )
         return torch.stack([first, *others])
 
-    frozen = all(isinstance(model, Segmenter) and model.frozen for model in ready)
-    # Frozen members share their encoder, others do not
-    yield from _encoded(pool, ready[0], use) if frozen else _whole(pool, ready[0], use)
+    shared = all(_share_encoder(ready[0], model) for model in ready)
+    yield from _encoded(pool, ready[0], use) if shared else _whole(pool, ready[0], use)
+
+
+def _share_encoder(one: Network, other: Network) -> bool:
+    """Whether both are frozen networks of ours whose encoders compute the same: those of one run do."""
+    if not (isinstance(one, Segmenter) and isinstance(other, Segmenter) and one.frozen and other.frozen):
+        return False
+    first, second = one.encoder.state_dict(), other.encoder.state_dict()
+    return (
+        repr(one.encoder) == repr(other.encoder)  # strides and dilations are no weights
+        and first.keys() == second.keys()
+        and all(torch.equal(values, second[name]) for name, values in first.items())
+    )
 
 
 @torch.inference_mode()

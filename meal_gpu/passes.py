@@ -20,8 +20,8 @@ Used = TypeVar("Used")
 
 # What a user can do where memory is used up by one image
 LOWER = (
-    "Lower the size of the images or pass a window, compute in bfloat16, lower pool_share or cache_gib, "
-    "or end other programs on the device"
+    "Lower the size of the images or pass a window, compute in bfloat16, in a run lower pool_share or "
+    "cache_gib, or end other programs on the device"
 )
 _GPU_BATCH = 8
 # A capture costs some passes of its own

@@ -39,7 +39,7 @@ def test_help_imports_no_torch() -> None:
         (["run", "--preset", "x"], "unknown preset 'x'; known: camvid, camvid-finetune"),
         (["run", "--preset", "camvid", "--dataset", "cityscapes"], "is for camvid, but --dataset is city"),
         (["run", "--strategy", "meall"], "known: entropy, margin, "),
-        (["run", "--size", "512"], "expected HEIGHTxWIDTH"),
+        (["run", "--size", "512"], "expected two numbers above 0"),
         (["run", "--set", "epocs=3"], "unknown key epocs; known: dataset, root"),
         (["run", "--set", "epochs=three"], "epochs is 'three'; expected int"),
         (["run", "--set", "epochs"], "expected KEY=VALUE"),

@@ -116,13 +116,31 @@ def test_members_are_those_by_hand(models: list[Segmenter], frozen: bool) -> Non
     assert len(images._encoded) == (3 if frozen else 0)
 
 
-def test_an_ensemble_of_frozen_and_other_members_shares_no_encoder() -> None:
-    one, other = (calibrated(Builder("smp", 3, "none", seed=seed), seed) for seed in range(2))
-    one.freeze_encoder()
+def dilated(network: Segmenter) -> None:
+    """The same weights, and other features."""
+    first = next(module for module in network.encoder.modules() if isinstance(module, nn.Conv2d))
+    first.dilation, first.padding = (2, 2), (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "seeds", "change"),
+    [((0,), (0, 1), None), ((0, 1), (0, 1), None), ((0, 1), (0, 0), dilated)],
+    ids=["one not frozen", "other weights", "other dilation"],
+)
+def test_an_ensemble_of_several_encoders_shares_none(
+    frozen: tuple[int, ...], seeds: tuple[int, ...], change: Callable[[Segmenter], None] | None
+) -> None:
+    networks = [calibrated(Builder("smp", 3, "none", seed=seed), seed) for seed in seeds]
+    for number in frozen:
+        networks[number].freeze_encoder()
+    if change:
+        change(networks[1])
     images = pool(cache_bytes=1 << 30)
     with torch.inference_mode():
-        logits = [network(pixels_of(images)).logits for network in (one, other)]
-    hold(scored(images, committee.members(images, [one, other]), one), by_hand(logits, (32, 64), True))
+        logits = [network(pixels_of(images)).logits for network in networks]
+    found = scored(images, committee.members(images, networks), networks[0])
+    hold(found, by_hand(logits, (32, 64), True))
+    assert not images._encoded
 
 
 def test_members_that_agree_say_nothing(models: list[Segmenter]) -> None:

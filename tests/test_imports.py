@@ -33,7 +33,7 @@ ROWS = (
     ("preparation", "tracking"),
     ("learner",),
     ("experiment", "report", "progress", "doctor", "annotate", "integrations"),
-    ("compare", "sweep", "trust"),
+    ("compare", "sweep", "trust", "options"),
     ("commands", "research"),
     ("cli",),
     ("__main__",),

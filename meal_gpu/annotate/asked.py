@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from meal_gpu.data import palette
 from meal_gpu.data.dataset import VOID, Color
 from meal_gpu.errors import DataError, RunError
 from meal_gpu.images.content import contents, is_url
-from meal_gpu.images.headers import SUFFIXES
+from meal_gpu.images.headers import SUFFIXES, upright
 from meal_gpu.ledger import Ledger
 
 Pixels = NDArray[np.uint8]
@@ -71,7 +71,7 @@ class Item:
     Attributes:
         patch: its id in the ledger.
         image: its frame, as the ledger calls it.
-        file: where the frame lies: a path or URL.
+        file: where the frame lies: an absolute path or URL.
         box: the patch, in pixels of the frame as decoded.
         score: entropy in nats, NaN where the strategy asked for none.
         clicks, seconds: what labelling it is estimated to take, without opening its frame.
@@ -107,7 +107,7 @@ class Asked:
         classes: names by train id; train ids are what every mask of this package holds, 255 is void.
         size: (height, width) of the frames, in which boxes are given.
         grid: rows and columns of patches.
-        items: in order of choice. The first k of them are the query of k patches.
+        items: in order of choice; the first k are the query of k patches where the strategy is nested.
         notes: what else the query says of itself; plain JSON.
     """
 
@@ -125,6 +125,15 @@ class Asked:
     def by_name(self) -> dict[str, Item]:
         """The items by the name of their crop."""
         return {item.name: item for item in self.items}
+
+    @cached_property
+    def by_last(self) -> dict[str, Item | None]:
+        """The items by the last part of that name, without folders; None where several have it."""
+        found: dict[str, Item | None] = {}
+        for item in self.items:
+            last = item.name.rsplit("/", 1)[-1]
+            found[last] = None if last in found else item
+        return found
 
     def require_of(self, ledger: Ledger, path: Path) -> None:
         """Raises DataError unless every patch of the query is that of the ledger, which lies at `path`."""
@@ -240,8 +249,7 @@ def read_frame(file: str, size: tuple[int, int] | None) -> Pixels:
     """
     try:
         with _open(file) as stream, Image.open(stream) as image:
-            upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
-            pixels = np.asarray(upright.convert("RGB"))
+            pixels = np.asarray(upright(image).convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{file}: no such image file; it was there when it was queried") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

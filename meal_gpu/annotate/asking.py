@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from meal_gpu import atomic, lock, strategies
-from meal_gpu.acquisition import Query, query
-from meal_gpu.annotate.asked import Asked, Box, Item, Pixels, read_mask
+from meal_gpu.acquisition import Query, describe, query
+from meal_gpu.annotate.asked import PATCH_LABEL, Asked, Box, Item, Pixels, read_mask
 from meal_gpu.annotate.budget import packed
 from meal_gpu.annotate.cost import Totals
 from meal_gpu.annotate.kept import Kept, Shards, coverage
@@ -24,12 +24,14 @@ from meal_gpu.annotate.pool import (
     open_ledger,
     usable,
     validity,
+    wanted,
     write_quarantine,
 )
 from meal_gpu.annotate.shards import Applied, Cluster, Pass, columns_of, scored_pool
 from meal_gpu.checkpoint import fingerprint
 from meal_gpu.errors import ConfigError, InputError, RunError
 from meal_gpu.grid import Grid
+from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_listing
@@ -40,9 +42,10 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
-from meal_gpu.pool import SHARED, ScoredPool, Settings, candidates_for
+from meal_gpu.pool import SHARED, ScoredPool, Settings
 from meal_gpu.prediction import class_count, patch_predictions
 from meal_gpu.scoring import ImageSet
+from meal_gpu.strategies import Selection
 
 _AT_ONCE = 32  # patches whose cost is estimated together
 # Strategies and measures of several predictions of each image
@@ -52,7 +55,7 @@ _HERE = {"mc-entropy", "bald", "ensemble", "equal"}
 @dataclass(frozen=True)
 class Report:
     """What was asked, how many frames were new and how many were scored, the patches of the pool; what the
-    first 1 … n items take, and their coverage [n], or None; whether candidates, not the budget, ended it.
+    first 1 … n items take, and their coverage [n], or None; whether more candidates would give more patches.
     """
 
     asked: Asked
@@ -85,13 +88,17 @@ def _ask(
     images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage,
     members: Sequence[torch.nn.Module] = (), cluster: Cluster | None = None,
 ) -> Report:  # fmt: skip
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is not empty: a query of its own lies in every folder; name another --out")
+    atomic.require_new(out)
     needs = strategies.needed(plan.strategy, plan.measure)
     if strategies.get(plan.strategy).calibrated and plan.temperature is None:
         raise ConfigError(
             f"strategy {plan.strategy!r} needs --temperature, fitted on labelled images "
             "(meal_gpu.calibration.fit_temperature; a run's metrics.json has its own)"
+        )
+    if plan.budget.unit in ("clicks", "hours") and not strategies.get(plan.strategy).nested:
+        raise ConfigError(
+            f"strategy {plan.strategy!r} chooses all patches of a query together, so that a budget of "
+            f"{plan.budget.unit} cannot end it: give it as patches or %"
         )
     if strategies.takes_members(plan.strategy, plan.measure) and not members:
         raise ConfigError("an ensemble has members: give the other networks' weights as --member, once each")
@@ -107,6 +114,11 @@ def _ask(
     device = device_named(plan.device)
     store = LabelStore.of(ledger_path)
     if plan.classes is not None:
+        if PATCH_LABEL in plan.classes:
+            raise ConfigError(
+                f"class {PATCH_LABEL!r}: so is the rectangle called that shows annotators what is asked of a "
+                "crop, of which no label is read; rename the class"
+            )
         store.require(plan.classes)  # before anything slow
     listing, problems = usable(list_images(images), ledger_path, plan.on_bad, stage)
     write_quarantine(ledger_path, problems, stage)
@@ -119,8 +131,7 @@ def _ask(
     network, *others = (applied.network(one, device) for one in (model, *members))
     # On a cluster only the frames of candidates and of the query are decoded here
     share = plan.pool_share if cluster is None else 0
-    with stage("load frames", len(listing.names)) as advance:
-        source = open_listing(listing, device, size=working, share=share, progress=advance)
+    source = open_listing(listing, device, size=working, share=share)
     valid, invalid = validity(plan.valid, ledger.grid, native, len(listing.names))
     work = Pass(
         ledger.grid, native, columns_of(plan.features == SHARED, needs),
@@ -159,7 +170,7 @@ def _ask(
         write_quarantine(ledger_path, problems, stage)
     absent = torch.from_numpy(ledger.grid.patches_of(sorted(failed)))
     excluded, step = _excluded(plan.exclude, ledger, ledger_path, torch.cat([invalid, absent]))
-    count, n, candidates = _count(plan, ledger, excluded)
+    count, left, n, candidates = wanted(plan, ledger, excluded)
     settings = Settings(
         candidates, plan.features, plan.seed, step, limit=plan.manifold_limit,
         measure=plan.measure, passes=plan.passes, temperature=work.temperature,
@@ -170,10 +181,14 @@ def _ask(
     )  # fmt: skip
     with stage("choose", 1) as advance:
         chosen = query(pool, plan.strategy, ledger)
+        if count is None and n == left - 1:
+            chosen = _with_rest(chosen, pool.unlabelled.cpu(), ledger)
         advance(1)
     if manifold is None and pool.fitted is not None:
         kept.write_manifold(pool.fitted)
-    order = packed(chosen.patch_ids.numpy() // ledger.grid.patches_per_image, plan.pack)
+    frames = chosen.patch_ids.numpy() // ledger.grid.patches_per_image
+    starts = range(0, len(frames), candidates)  # an open frame gives no patch of far lower rank
+    order = np.concatenate([start + packed(frames[start:][:candidates], plan.pack) for start in starts])
     if count is not None:
         order = order[:count]
     items: list[Item] = []
@@ -200,7 +215,7 @@ def _ask(
     )  # fmt: skip
     report = Report(
         asked, added, fresh, len(ledger), plan.cost.totals(items[:number]),
-        _coverage(chosen, order[:number]), count is None and number == len(order),
+        _coverage(chosen, order[:number]), count is None and number == len(order) < left,
     )  # fmt: skip
     scores = scored.scores.clone()
     scores[absent] = torch.nan
@@ -226,23 +241,10 @@ def _excluded(
     return torch.cat(ids), step
 
 
-def _count(plan: Plan, ledger: Ledger, excluded: torch.Tensor) -> tuple[int | None, int, int]:
-    """How many patches are paid for, or None; how many the strategy must put in order for that; of how many
-    candidates.
-    """
-    free = ledger.unlabelled()
-    left = int((~torch.isin(free, excluded)).sum())
-    if not left:
-        raise InputError("no patch is left to ask: all are labelled, excluded or invalid")
-    count = plan.budget.patches(len(ledger))
-    if count is not None:
-        count = min(count, left)
-    given = None if count == left else plan.candidates  # then all are taken
-    candidates = candidates_for(count or 1, given, plan.strategy)
-    if count is not None and plan.pack == 1:
-        return count, count, candidates
-    # One less than all candidates, for these would come in the order of their entropy
-    return count, max(1, min(left, candidates) - 1, count or 0), candidates
+def _with_rest(chosen: Query, free: torch.Tensor, ledger: Ledger) -> Query:
+    """With the one patch of `free` [L] behind that was not chosen, because all would come by their score."""
+    patches = torch.cat([chosen.patch_ids, free[~torch.isin(free, chosen.patch_ids)]])
+    return describe(Selection(patches, chosen.pool_scores, *(chosen.candidates or ())), ledger)
 
 
 def _items(
@@ -269,7 +271,7 @@ def _items(
             Item(
                 int(patch),
                 ledger.names[image],
-                listing.files[image],
+                _anywhere(listing.files[image]),
                 boxes[row],
                 float(chosen.scores[order[row]]),
                 clicks,
@@ -277,6 +279,11 @@ def _items(
             )
         )
     return items, masks
+
+
+def _anywhere(file: str) -> str:
+    """A URL, or a path that holds in every working directory."""
+    return file if is_url(file) else str(Path(file).absolute())
 
 
 def _notes(plan: Plan, totals: Totals, number: int, key: str) -> dict[str, object]:
@@ -309,8 +316,9 @@ def _write(report: Report, masks: list[Pixels], out: Path) -> None:
     try:
         with atomic.folder(out) as aside:
             report.asked.write_into(aside, masks)
-            picture = plot(totals.clicks, totals.hours, totals.frames, scores, report.coverage)
-            (aside / "budget.svg").write_bytes(picture)
+            if strategies.get(report.asked.strategy).nested:
+                picture = plot(totals.clicks, totals.hours, totals.frames, scores, report.coverage)
+                (aside / "budget.svg").write_bytes(picture)
     except OSError as error:
         raise RunError(
             f"{out}: the query could not be written: {error.strerror or error}; free some room"

@@ -1,12 +1,13 @@
 """How much is asked: a budget in any unit, and an order of patches that answers every smaller budget."""
 
+import math
 import re
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meal_gpu.annotate.cost import Totals
+from meal_gpu.annotate.cost import LEAST_CLICKS, CostModel, Totals
 from meal_gpu.errors import ConfigError
 
 _UNITS = {"": "patches", "p": "patches", "patch": "patches", "patches": "patches", "%": "%",
@@ -38,6 +39,11 @@ class Budget:
         if self.unit == "patches":
             return int(self.amount)
         return max(1, round(pool * self.amount / 100)) if self.unit == "%" else None
+
+    def most(self, cost: CostModel) -> float:
+        """More patches than clicks or hours pay for, even where each takes the least."""
+        least = LEAST_CLICKS if self.unit == "clicks" else cost.seconds(LEAST_CLICKS) / 3600
+        return self.amount / least + 1 if least else math.inf
 
     def cut(self, totals: Totals) -> int:
         """How many of the first items the budget pays for, given what these take."""

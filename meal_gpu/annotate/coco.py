@@ -8,6 +8,7 @@ Both ways an image is known by its file_name, so that tools may number images an
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Arithm
 """What values of a wrong type or range raise while a tool's file is read."""
 
 _DEPTH = 64  # folders and file of the longest name that is looked for
+_UPLOADED = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]*$)")  # what Label Studio puts before a file's name
 
 
 def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
@@ -80,7 +82,8 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
     """The labels of every image in the one COCO file among `files`.
 
     Masks are painted in the file's order, later ones on top; categories are known by name. Polygons hold the
-    pixels whose centre lies in any of their parts. An image without annotations is all void.
+    pixels whose centre lies in any of their parts, as does the box of a rectangle, which has no parts. An
+    image without annotations is all void.
 
     Raises:
         DataError: there is no such file, or it is damaged.
@@ -127,13 +130,14 @@ def _painted(
         if category is None:
             raise DataError(f"category {annotation['category_id']!r} is not in the file")
         if category != PATCH_LABEL:
-            labels[_mask(annotation["segmentation"], labels.shape)] = class_id(category, asked)
+            labels[_mask(annotation, labels.shape)] = class_id(category, asked)
     return labels
 
 
-def _mask(segmentation: Any, size: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The pixels [h, w] of one annotation: RLE, compressed or not, or polygons."""
+def _mask(annotation: Any, size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The pixels [h, w] of one annotation: RLE, compressed or not, polygons, or a rectangle."""
     height, width = size
+    segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         if list(segmentation["size"]) != [height, width]:
             raise DataError(f"a mask of size {segmentation['size']}, the image is {[height, width]}")
@@ -146,6 +150,10 @@ def _mask(segmentation: Any, size: tuple[int, ...]) -> NDArray[np.bool_]:
         return mask
     if not isinstance(segmentation, list):
         raise DataError("a segmentation is RLE or a list of polygons")
+    if not segmentation:  # so are rectangles written
+        left, top, across, down = annotation["bbox"]
+        right, bottom = left + across, top + down
+        segmentation = [[left, top, right, top, right, bottom, left, bottom]]
     mask = np.zeros((height, width), bool)
     for part in segmentation:
         mask |= filled(np.asarray(part, float).reshape(-1, 2), (height, width))
@@ -200,15 +208,24 @@ def documents(files: Mapping[str, bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def matching(file_name: str, asked: Asked) -> str:
-    """The name of the crop that a tool calls `file_name`, however many folders it put in front."""
+    """The name of the crop that a tool calls `file_name`, however many folders it put in front.
+
+    Tools that flatten folders (CVAT, of single files) leave the last part of the name: where one crop alone
+    has it, and no folder but `images` says otherwise, that is the crop. An unknown name is returned as it is.
+    """
     path = file_name.replace("\\", "/")
     stem, dot, suffix = path.rpartition(".")
     names = [stem, path] if dot and "/" not in suffix else [path]
-    for candidate in names:
+    uploaded = [_UPLOADED.sub("", name) for name in names if _UPLOADED.search(name)]
+    for candidate in (*names, *uploaded):
         parts = candidate.split("/")
         for first in range(max(0, len(parts) - _DEPTH), len(parts)):
             if (name := "/".join(parts[first:])) in asked.by_name:
                 return name
+    flat = [name for name in names if name.rpartition("/")[0].rsplit("/", 1)[-1] in ("", "images")]
+    for candidate in (*flat, *uploaded):
+        if item := asked.by_last.get(candidate.rsplit("/", 1)[-1]):
+            return item.name
     return names[0]
 
 

@@ -19,6 +19,9 @@ _ISOTROPIC = (
     np.pi / 4
 )  # the length of a curve over that of the pixel edges along it, averaged over directions
 
+LEAST_CLICKS = 3.0
+"""Of a region."""
+
 
 @dataclass(frozen=True)
 class CostModel:
@@ -54,7 +57,7 @@ class CostModel:
         across = (mask[:, 1:] != mask[:, :-1]) & known[:, 1:] & known[:, :-1]
         down = (mask[1:] != mask[:-1]) & known[1:] & known[:-1]
         length = _ISOTROPIC * (int(across.sum()) + int(down.sum()))
-        return max(length / self.vertex, 3.0 * regions(mask))
+        return max(length / self.vertex, LEAST_CLICKS * regions(mask))
 
     def seconds(self, clicks: float) -> float:
         """For a patch whose frame is open."""

@@ -25,11 +25,23 @@ WRITERS: dict[str, Writer] = {
 TRAINING = ("smp", "mmseg", "nnunet")
 """What finished labels are exported to."""
 
+FIFTYONE = "fiftyone"
+"""A dataset of that program, not files."""
+
+
+def options(form: str) -> tuple[str, ...]:
+    """Those of `meal-gpu export` that mean something for a format."""
+    if form in TRAINING:
+        return "--ledger", "--images", "--out"
+    if form == FIFTYONE:
+        return ("--query",)
+    sent = {"cvat": ("--push",), "label-studio": ("--push", "--no-predictions")}
+    return "--query", "--out", *sent.get(form, ())
+
 
 def export(asked: Asked, out: Path, *, form: str) -> list[Path]:
     """Write a query for a tool into a new or empty folder. Raises RunError where it cannot be written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is not empty; name another --out")
+    atomic.require_new(out)
     try:
         with atomic.folder(out) as aside:
             written = WRITERS[form](asked, aside, context=asked.context)

@@ -35,10 +35,13 @@ _PER_PIXEL = 16  # bytes that a verbose format may take for a pixel
 
 @dataclass(frozen=True)
 class Ingested:
-    """`labelled` patches went into the ledger; `empty` ones had no label, and are still asked."""
+    """`labelled` patches went into the ledger; `empty` ones had no label, and `missing` ones no answer: these
+    are still asked.
+    """
 
     labelled: tuple[Item, ...]
     empty: tuple[Item, ...]
+    missing: tuple[Item, ...]
     problems: tuple[str, ...]
 
 
@@ -154,7 +157,8 @@ def accept(
             store.write(item.patch, labels)
         ledger.label(torch.tensor([item.patch for item, _ in good]), asked.step)
         ledger.write(ledger_path)
-    return Ingested(tuple(item for item, _ in good), tuple(empty), tuple(problems))
+    missing = [i for i in asked.items if i.name not in times and steps[i.patch] == UNLABELLED]
+    return Ingested(tuple(item for item, _ in good), tuple(empty), tuple(missing), tuple(problems))
 
 
 def _fit(labels: np.ndarray, item: Item, asked: Asked) -> tuple[str | None, np.ndarray | None]:

@@ -4,15 +4,13 @@ images/NAME.png   crops of the frames
 tasks.json        one task per crop
 config.xml        the labelling config of the project
 
-Without `base_url` the tasks name their images as local files: start Label Studio with
+The tasks name their images as local files: start Label Studio with
 LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=OUT, and give the
-project a source storage of local files at OUT/images (no need to sync it). With it, an image's address is
-`base_url` followed by images/NAME.png.
+project a source storage of local files at OUT/images (no need to sync it).
 """
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,22 +28,18 @@ from meal_gpu.errors import DataError
 
 _LOCAL_FILES = "/data/local-files/?d="
 _DRAWN = ("brushlabels", "polygonlabels", "rectanglelabels")
-_UPLOADED = re.compile(
-    r"(?<![^/])[0-9a-f]{8}-(?=[^/]*$)"
-)  # what Label Studio puts before an uploaded file's name
 
 
-def write(asked: Asked, out: Path, *, context: int, base_url: str = "") -> list[Path]:
+def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
     """Write crops with `context` pixels around each patch, tasks and config; the files written, crops first.
 
     Raises:
         DataError: a frame or prediction cannot be read.
     """
     written = save_crops(asked, out, context=context)
-    base = f"{base_url.rstrip('/')}/" if base_url else _LOCAL_FILES
     lines = []
     for item in asked.items:
-        image = base + quote(f"images/{item.name}.png")
+        image = _LOCAL_FILES + quote(f"images/{item.name}.png")
         lines.append(json.dumps(task(item, asked, image, context=context), ensure_ascii=False))
     tasks, settings = out / "tasks.json", out / "config.xml"
     tasks.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
@@ -166,8 +160,7 @@ def _name(data: dict[str, Any], asked: Asked) -> str:
         path = parse_qs(parts.query)["d"][0] if "d=" in parts.query else unquote(parts.path)
     except (KeyError, ValueError):
         path = address
-    uploaded = matching(_UPLOADED.sub("", path), asked)
-    return uploaded if uploaded in asked.by_name else matching(path, asked)
+    return matching(path, asked)
 
 
 def _newest(annotations: list[Any]) -> dict[str, Any] | None:

@@ -4,21 +4,23 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from meal_gpu import atomic
+from meal_gpu import atomic, strategies
 from meal_gpu.annotate.asked import read_frame, read_mask
 from meal_gpu.annotate.plan import Plan
-from meal_gpu.errors import ConfigError, DataError, RunError
+from meal_gpu.errors import ConfigError, DataError, InputError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing
 from meal_gpu.images.probing import Problem, looks, probe, quarantine, refusal
 from meal_gpu.ledger import Ledger
+from meal_gpu.pool import candidates_for
 from meal_gpu.scoring import Advance
 
 Stage = Callable[[str, int], AbstractContextManager[Advance]]
@@ -116,6 +118,38 @@ def in_order(listing: Listing, names: Sequence[str], path: Path) -> Listing:
             "are missing); bring it back, or begin another ledger"
         )
     return listing.take(row[name] for name in names)
+
+
+class Wanted(NamedTuple):
+    """`paid` patches, or what clicks or hours pay for (None), of `left` that may be chosen. For that the
+    strategy puts `n` in order, of so many candidates.
+    """
+
+    paid: int | None
+    left: int
+    n: int
+    candidates: int
+
+
+def wanted(plan: Plan, ledger: Ledger, excluded: torch.Tensor) -> Wanted:
+    """How many patches the plan asks for. Raises InputError where none is left."""
+    left = int((~torch.isin(ledger.unlabelled(), excluded)).sum())
+    if not left:
+        raise InputError("no patch is left to ask: all are labelled, excluded or invalid")
+    strategy, count = strategies.get(plan.strategy), plan.budget.patches(len(ledger))
+    if count is not None:
+        count = min(count, left)
+    given = None if count == left else plan.candidates  # then all are taken
+    candidates = candidates_for(count or 1, given, plan.strategy)
+    if count is not None and (plan.pack == 1 or not strategy.nested):
+        return Wanted(count, left, count, candidates)
+    n = min(left, candidates)
+    if strategy.measured:  # all candidates would come in the order of their score
+        n = max(1, n - 1, count or 0)
+    elif count is None:
+        while n < min(left, plan.budget.most(plan.cost)):
+            n = min(left, n + candidates)
+    return Wanted(count, left, n, candidates)
 
 
 def validity(

@@ -29,7 +29,7 @@ from meal_gpu.ops import MEASURES, PatchClasses, select_for
 from meal_gpu.scoring import Advance, ImageSet, Scored, require_finite, score_pool
 from meal_gpu.windowed import windowed
 
-_OURS = (ConfigError, InputError, UnavailableError)  # say nothing of a single frame
+_OURS = (ConfigError, DataError, InputError, UnavailableError)  # say nothing of the model with a frame
 Failed = dict[int, str]
 """Frames that the model cannot be applied to, and why."""
 

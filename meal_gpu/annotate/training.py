@@ -59,8 +59,7 @@ def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -
     """
     if to not in _PLACES:
         raise ConfigError(f"format {to!r} is unknown; known: {', '.join(_PLACES)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is not empty; name another --out")
+    atomic.require_new(out)
     ledger = Ledger.read(ledger_path)
     patches = ledger.labelled().cpu().numpy()
     if not len(patches):
@@ -80,9 +79,8 @@ def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -
             f"{gone[0]}: a labelled frame of {ledger_path} that is not among the images ({len(gone)} of "
             f"{len(by_image)} are missing); bring it back"
         )
-    target = out.resolve()
     try:
-        with atomic.folder(target) as aside:
+        with atomic.folder(out) as aside:
             _fill(aside, by_image, files, store, info, to)
     except OSError as error:
         raise RunError(f"{out}: could not be written: {error.strerror or error}; free some room") from error

@@ -229,13 +229,15 @@ def _starts(groups: Sequence[Group]) -> Iterator[str]:
     for curve in (curve for group in groups for curve in group.curves if len(curve.labelled) > 1):
         key = (curve.config.seed, *(getattr(curve.config, name) for name in _START))
         found[key].append(float(curve.score[0]))
-    apart = {key[0]: max(scores) - min(scores) for key, scores in found.items() if max(scores) > min(scores)}
+    apart = [
+        (key[0], max(scores) - min(scores)) for key, scores in found.items() if max(scores) > min(scores)
+    ]
     if apart:
-        seeds = ", ".join(map(str, sorted(apart)))
+        seeds = ", ".join(map(str, sorted({seed for seed, _ in apart})))
         yield (
             "At step 0 the strategies of a seed are trained on the same patches, yet their mIoU differs "
-            f"(seed {seeds}; by {max(apart.values()):.4f} at most): the commit or the machine was not one, or "
-            "training does not repeat itself there. A pair compares that, too."
+            f"(seed {seeds}; by {max(by for _, by in apart):.4f} at most): the commit or the machine was not "
+            "one, or training does not repeat itself there. A pair compares that, too."
         )
 
 

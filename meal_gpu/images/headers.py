@@ -5,7 +5,6 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -21,7 +20,13 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
+_JPEG = ("JPEG", "MPO")
 _FORMATS = {"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}  # Pillow's names
 _UNLIKE = {("TIFF", "1"), ("TIFF", "LA"), ("TIFF", "LAB")}  # whose pixels the two decoders do not agree on
 
@@ -75,6 +80,20 @@ def inspect(path: Path) -> Size:
     return size
 
 
+def orientation(image: Image.Image) -> int:
+    """1 … 8, how the decoder turns the pixels of an open image: the EXIF block says it, and nothing else.
+
+    Pillow's `getexif` would take what XMP says where the block says nothing.
+    """
+    return _orientation(image.info.get("exif", b""))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An open image turned as the decoder turns it: a JPEG as its `orientation` says, others not at all."""
+    turn = orientation(image) if image.format in _JPEG else 1
+    return image if turn == 1 else image.transpose(_TURNS[turn])
+
+
 def _why(path: Path, error: OSError) -> str:
     if path.is_symlink():
         return f"a link to {os.readlink(path)}, which is not there; mend or remove it"  # noqa: PTH115
@@ -95,7 +114,7 @@ def _header(path: Path) -> tuple[Size, str, int, str, int]:
             with Image.open(path) as image:
                 width, height = image.size
                 # PNG keeps its EXIF behind the pixels, so asking would read the whole file.
-                exif = image.getexif() if image.format in ("JPEG", "MPO", "WEBP") else {}
+                turn = orientation(image) if image.format in (*_JPEG, "WEBP") else 1
                 frames = int(getattr(image, "n_frames", 1))
                 mode, form = image.mode, str(image.format)
     except DecompressionBombError as error:
@@ -111,12 +130,14 @@ def _header(path: Path) -> tuple[Size, str, int, str, int]:
         )
     if form == "MPO":  # of cameras: a JPEG with previews or depth behind it, which no decoder looks at
         frames, form = 1, "JPEG"
-    turn = _orientation(exif)
     size = (width, height) if turn in _TURNED and form == "JPEG" else (height, width)
     return size, mode, frames, form, turn
 
 
-def _orientation(exif: Mapping[int, object]) -> int:
+def _orientation(block: bytes) -> int:
+    exif = Image.Exif()
+    with contextlib.suppress(SyntaxError, struct.error, ValueError):
+        exif.load(block)
     turn = exif.get(ExifTags.Base.Orientation)
     return turn if isinstance(turn, int) and 1 < turn <= 8 else 1
 
@@ -132,10 +153,7 @@ def _png_orientation(path: Path) -> int:
             length, kind = struct.unpack(">I4s", file.read(8))
             place += 12 + int(length)
             if kind == b"eXIf" and place <= end:
-                exif = Image.Exif()
-                with contextlib.suppress(SyntaxError, struct.error, ValueError):
-                    exif.load(file.read(length))
-                turn = _orientation(exif)
+                turn = _orientation(file.read(length))
             if kind == b"IEND" and place <= end:
                 return turn
     raise DataError(_CUT.format(path))

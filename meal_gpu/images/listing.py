@@ -3,6 +3,7 @@
 import os
 import posixpath
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -132,14 +133,23 @@ def _tars(given: str) -> Listing:
             plain, shards = re.split(r"[*?[]", path)[0], system.glob(path, detail=True)
         shards = {shard: info for shard, info in shards.items() if info["type"] == "file"}
         with ThreadPoolExecutor(_QUESTIONS) as pool:
-            indices = pool.map(lambda shard: _index(system, shard, shards[shard]), sorted(shards))
-            rows = list(chain.from_iterable(indices))
+            indices = list(pool.map(lambda shard: _index(system, shard, shards[shard]), sorted(shards)))
     except DataError:
         raise
     except Exception as error:  # each file system has errors of its own
         raise _no_answer(given, error) from error
     if not shards:
         raise DataError(f"{given}: no such tar file, nor files of this pattern")
+    rows, left_out = (list(chain.from_iterable(part)) for part in zip(*indices, strict=True))
+    if left_out:
+        told = (
+            f"{given}: {len(left_out)} files that end like images are left out, first {left_out[0]}: in a "
+            "WebDataset shard the name up to its first dot is the sample's key, and all behind it the "
+            "extension; write the shard with names that have one dot"
+        )
+        if not rows:
+            raise DataError(told)
+        warnings.warn(told, stacklevel=3)
     above = len(posixpath.dirname(plain).rstrip("/")) + 1
     return Listing(
         tuple(name[above:] for name, _, _ in rows),
@@ -148,14 +158,16 @@ def _tars(given: str) -> Listing:
     )
 
 
-def _index(system: Any, shard: str, info: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, file and stamp of every image of a shard."""
+def _index(system: Any, shard: str, info: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Name, file and stamp of every image of a shard, and what is left out of it."""
     url = str(system.unstrip_protocol(shard))
     stamp = (_local_stamp(shard) if url.startswith(_LOCAL) else None) or _remote_stamp(info)
-    return [
+    found = members(system, shard, url, stamp)
+    rows = [
         (f"{posixpath.splitext(shard)[0]}/{name}", member(url, offset, size, name), stamp)
-        for name, offset, size in members(system, shard, url, stamp)
+        for name, offset, size in found.images
     ]
+    return rows, [f"{shard}/{name}" for name in found.left_out]
 
 
 def _is_image(path: str) -> bool:

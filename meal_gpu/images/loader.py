@@ -141,11 +141,15 @@ class Loader:
             graph,
             batch_size=self.batch_size,
             num_threads=self.threads,
-            device_id=(self.device.index or 0) if mixed else None,
+            device_id=self._gpu() if mixed else None,
             prefetch_queue_depth=_PREFETCH,
         )()
         pipeline.build()
         return pipeline
+
+    def _gpu(self) -> int:
+        index = self.device.index
+        return torch.cuda.current_device() if index is None else index
 
     def _patches(self, fn: Any, pixels: Any) -> Any:
         grid, channels = self.grid, 1 if self.labels else 3

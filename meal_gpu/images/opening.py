@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from meal_gpu.errors import DataError, InputError
+from meal_gpu.images.collected import Collected
 from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
 from meal_gpu.images.listing import Listing, files_below
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.probing import probe, refusal
 from meal_gpu.images.remote import Remote
-from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, pin, require_images
+from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, require_images
 from meal_gpu.memory import free_bytes, same_device
 
 Given = str | Path | Sequence[str | Path] | torch.Tensor | Listed
@@ -34,7 +35,7 @@ def open_images(
             `sources.Drawn`).
         device: where the batches are needed.
         size: working (height, width) of files; None: that of the first. Tensors and datasets have their own.
-        share: of the free memory; files that take more are decoded anew in every pass.
+        share: of the free memory; files and datasets that take more are read anew in every pass.
 
     Raises:
         InputError: something else, or images of another dtype or shape.
@@ -59,7 +60,7 @@ def open_images(
         _require_usable(paths)
         return open_files(paths, device, size=size, share=share), tuple(str(path) for path in given)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
-        drawn = Drawn(given, device)
+        drawn = _collected(lambda place: Drawn(given, place), device, share)
         return drawn, tuple(str(index) for index in range(len(drawn)))
     raise InputError(
         f"images must be a folder, a list of files, a uint8 tensor or a torch Dataset with a length, "
@@ -98,68 +99,47 @@ def open_files(
     if not paths:
         raise DataError("no images to load")
     size = size or image_size(paths[0])
-    held = _held((len(paths), *size), device, share, lambda place: decoded(paths, size, place, progress))
-    if held is not None:
-        return held
-    if progress:
-        progress(len(paths))
-    return Streamed(paths, size, device)
+    place = _room(len(paths), size, device, share)
+    if place is None:
+        if progress:
+            progress(len(paths))
+        return Streamed(paths, size, device)
+    images = decoded(paths, size, place, progress)
+    return Resident(images) if place == device else Hosted(images, device, locked=True)
 
 
 def open_listing(
-    listing: Listing,
-    device: torch.device,
-    *,
-    size: Size | None = None,
-    share: float = SHARE,
-    progress: Progress | None = None,
+    listing: Listing, device: torch.device, *, size: Size | None = None, share: float = SHARE
 ) -> Images:
-    """`open_files` for local files and URLs: what does not fit into memory is fetched anew in every pass.
+    """Local files and URLs, each decoded when it is first asked for, and kept where all of them would fit
+    `share` of what is free; else decoded, or fetched, anew in every pass.
 
     Raises:
-        DataError: no images, or one that cannot be fetched or decoded; it is named.
+        DataError: no images, or the first cannot be fetched or is no image; it is named.
         UnavailableError: the package for a URL's protocol is missing.
     """
-    if not any(is_url(file) for file in listing.files):
-        return open_files(
-            [Path(file) for file in listing.files], device, size=size, share=share, progress=progress
-        )
-    remote = Remote(listing.files, size, device)
-    held = _held(
-        (len(remote), *remote.size), device, share, lambda place: _collected(remote.at(place), progress)
-    )
-    if held is not None:
-        return held
-    if progress:
-        progress(len(remote))
-    return remote
+    if any(is_url(file) for file in listing.files):
+        return _collected(Remote(listing.files, size, device).at, device, share)
+    paths = [Path(file) for file in listing.files]
+    return _collected(lambda place: Streamed(paths, size, place), device, share)
 
 
-def _held(
-    shape: tuple[int, int, int],
-    device: torch.device,
-    share: float,
-    decode: Callable[[torch.device], torch.Tensor],
-) -> Images | None:
-    """Images of `shape` [N, H, W] in the memory of the device or the host, if they fit."""
-    needed = math.prod(shape) * 3
+def _collected(images: Callable[[torch.device], Images], device: torch.device, share: float) -> Images:
+    """What `images` gives for a device, collected in the memory of the device or the host, if it fits."""
+    found = images(device)
+    place = _room(len(found), found.size, device, share)
+    if place is None:
+        return found
+    return Collected(found if place == device else images(place), device)
+
+
+def _room(count: int, size: Size, device: torch.device, share: float) -> torch.device | None:
+    """The device, or else the host, if `share` of what is free there holds the images."""
+    needed = count * math.prod(size) * 3
     if needed <= share * free_bytes(device):
-        return Resident(decode(device))
+        return device
     host = torch.device("cpu")
-    if device != host and needed <= share * free_bytes(host):
-        return Hosted(pin(decode(host)), device)
-    return None
-
-
-def _collected(images: Images, progress: Progress | None) -> torch.Tensor:
-    out = torch.empty((len(images), *images.size, 3), dtype=torch.uint8, device=images.device)
-    start = 0
-    for batch in images.batches(8):
-        out[start : start + len(batch)].copy_(batch)
-        start += len(batch)
-        if progress:
-            progress(len(batch))
-    return out
+    return host if device != host and needed <= share * free_bytes(host) else None
 
 
 def decoded(

@@ -3,9 +3,11 @@
 Whatever the place, a pass sees the same pixels in the same batches, so that results are the same bits.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -66,13 +68,16 @@ class Resident:
 class Hosted:
     """Images in host memory, copied to a GPU while the batch before is computed.
 
-    The copies overlap with kernels where the memory is page-locked (`pin`); a mapped file works too, slower.
+    The copies overlap with kernels where the memory is page-locked, which `locked` asks for; a mapped file
+    works too, slower.
     """
 
     resident: torch.Tensor | None = None
 
-    def __init__(self, images: torch.Tensor, device: torch.device) -> None:
+    def __init__(self, images: torch.Tensor, device: torch.device, *, locked: bool = False) -> None:
         self._images = require_images(images)
+        if locked:
+            pin(images, self, device)
         self.size = (int(images.shape[1]), int(images.shape[2]))
         self.device = device
 
@@ -85,20 +90,31 @@ class Hosted:
             if of is None
             else (self._images[numbers] for numbers in torch.split(of, batch_size))
         )
-        yield from _copied(iter(parts), self.device)
+        yield from copied(iter(parts), self.device)
 
 
-def pin(images: torch.Tensor) -> torch.Tensor:
-    """Page-lock host memory in place; where the system refuses (`ulimit -l`), copies are slower.
+def pin(images: torch.Tensor, owner: object, device: torch.device) -> None:
+    """Page-lock host memory in place for as long as `owner`, which holds it, lives.
 
-    torch's own pinned allocator would round a pool up to a power of two.
+    Where the system refuses, copies to `device` are slower. torch's own pinned allocator would round a pool
+    up to a power of two.
     """
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    runtime.cudaHostRegister(images.data_ptr(), images.nbytes, 0)
-    return images
+    place = images.data_ptr()
+    if int(runtime.cudaHostRegister(place, images.nbytes, 0)) == 0:
+        # Not at the interpreter's end, when CUDA may be gone
+        weakref.finalize(owner, _unpin, runtime, place, device).atexit = False
+        return
+    with suppress(RuntimeError):  # the next kernel would be blamed for the refusal: let it be this one
+        torch.ones(1, device=device)
 
 
-def _copied(parts: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+def _unpin(runtime: Any, place: int, device: torch.device) -> None:
+    torch.cuda.synchronize(device)  # copies may be under way
+    runtime.cudaHostUnregister(place)
+
+
+def copied(parts: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
     """Move each part to `device`, one ahead of the caller, on a stream of its own."""
     if device.type == "cpu":
         yield from parts
@@ -227,7 +243,7 @@ class Drawn:
         parts = (
             torch.stack([self._item(i) for i in part.tolist()]) for part in torch.split(numbers, batch_size)
         )
-        return _copied(parts, self.device)
+        return copied(parts, self.device)
 
     def _item(self, index: int) -> torch.Tensor:
         item = self._dataset[index]

@@ -24,9 +24,16 @@ class Member(NamedTuple):
     size: int
 
 
-def members(system: Any, path: str, url: str, stamp: str) -> list[Member]:
-    """The images of one tar, in its order. An image's extension, from the first dot on, is that of an image:
-    `0001.jpg` is one, and `0001.mask.png` is not.
+class Members(NamedTuple):
+    """The images of a tar in its order, and the names of files that end like images, of samples without."""
+
+    images: list[Member]
+    left_out: list[str]
+
+
+def members(system: Any, path: str, url: str, stamp: str) -> Members:
+    """The images of one tar. An image's extension, from the first dot on, is that of an image: `0001.jpg` is
+    one, and `0001.mask.png` is not.
 
     The whole tar is read through once and its index kept in the cache for as long as `stamp` is the same;
     only headers are read where the file system can seek.
@@ -42,24 +49,25 @@ def members(system: Any, path: str, url: str, stamp: str) -> list[Member]:
     key = hashlib.sha256(f"{url}\0{stamp}".encode("utf-8", "surrogateescape")).hexdigest()
     kept = cache_root() / "tars" / f"{key}.json"
     if stamp:
-        with suppress(OSError, ValueError, TypeError):  # not there, or not ours: read anew
-            return [Member(*row) for row in json.loads(kept.read_text(encoding="utf-8"))]
+        with suppress(OSError, ValueError, TypeError, KeyError):  # not there, or not ours: read anew
+            index = json.loads(kept.read_text(encoding="utf-8"))
+            return Members([Member(*row) for row in index["images"]], [*index["left_out"]])
     found = _read(system, path, url)
     if stamp:
         with suppress(OSError):  # without it, the next listing takes longer
             kept.parent.mkdir(parents=True, exist_ok=True)
             with atomic.writing(kept, by=f"{os.getpid()}-") as aside:
-                aside.write_text(json.dumps(found), encoding="utf-8")
+                aside.write_text(json.dumps(found._asdict()), encoding="utf-8")
     return found
 
 
-def _read(system: Any, path: str, url: str) -> list[Member]:
+def _read(system: Any, path: str, url: str) -> Members:
     try:
         with system.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             found = [
                 Member(item.name.removeprefix("./"), item.offset_data, item.size)
                 for item in tar
-                if item.isfile() and not item.issparse() and _is_image(item.name)
+                if item.isfile() and not item.issparse() and item.name.lower().endswith(SUFFIXES)
             ]
             stream.seek(tar.offset)
             ended = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
@@ -70,9 +78,14 @@ def _read(system: Any, path: str, url: str) -> list[Member]:
         ) from error
     if not ended:
         raise DataError(f"{url}: the tar is cut off after {tar.offset} bytes; copy it again")
-    return found
+    images = [item for item in found if _split(item.name)[1] in SUFFIXES]
+    keys = {_split(item.name)[0] for item in images}
+    others = [item.name for item in found if _split(item.name)[0] not in keys]
+    return Members(images, [name for name in others if not _split(name)[0].endswith("/")])  # no hidden ones
 
 
-def _is_image(name: str) -> bool:
-    _, _, extension = name.rpartition("/")[2].partition(".")
-    return f".{extension.lower()}" in SUFFIXES
+def _split(name: str) -> tuple[str, str]:
+    """The key of a member's sample, with its folders, and its extension from the first dot on."""
+    folder, _, base = name.rpartition("/")
+    key, dot, extension = base.partition(".")
+    return f"{folder}/{key}", (dot + extension).lower()

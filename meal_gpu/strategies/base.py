@@ -120,7 +120,8 @@ class Strategy:
 
     `choice` is asked for one patch or more. `needs` and `members` as in `Measure`; `manifold`: it needs Φ;
     `measured`: by the pool's measure, whatever that is; `calibrated`: logits are divided by a temperature
-    that was fitted on the labelled patches.
+    that was fitted on the labelled patches; `nested`: the first k of the n patches are those of a query of k,
+    but where n takes all candidates.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Strategy:
     manifold: bool = False
     measured: bool = False
     calibrated: bool = False
+    nested: bool = True
 
     def select(self, pool: Pool) -> Selection:
         """The `pool.n` patches to label next, distinct and unlabelled."""

@@ -25,4 +25,5 @@ STRATEGY = Strategy(
     summary="patches nearest to the n K-Means centres of the unlabelled features",
     source="Lloyd 1982; as diversity sampling in Zhdanov 2019",
     choice=select,
+    nested=False,
 )

@@ -63,4 +63,5 @@ STRATEGY = Strategy(
     summary="the most typical patch of the largest clusters without a label",
     source="Hacohen, Dekel, Weinshall 2022, Algorithm 1",
     choice=select,
+    nested=False,
 )

@@ -1,7 +1,7 @@
 """`meal-gpu acquire` on frames without any mask."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.cli import app
 from meal_gpu.errors import ConfigError, MealGpuError
 from meal_gpu.grid import Grid
+from meal_gpu.images.loader import Loader
 from meal_gpu.ledger import Ledger
 
 Ask = Callable[..., Asked]
@@ -90,6 +91,54 @@ def test_a_budget_of_clicks_or_hours_is_kept(ask: Ask) -> None:
         ask("none", "--budget", "1clicks")
 
 
+@pytest.mark.parametrize("strategy", ["meal", "suggestive", "entropy", "random", "core-set", "badge"])
+def test_a_budget_may_pay_for_the_last_patch(
+    ask: Ask, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though of all candidates together those of strategies that take some would come by their score."""
+    options = ("--strategy", strategy, "--candidates", 200)
+    everything = ask("all", *options, "--budget", "1000h")
+    assert sorted(item.patch for item in everything.items) == list(range(96))
+    assert "raise --candidates" not in capsys.readouterr().out
+    some = ask("some", *options, "-n", 9)
+    assert [item.patch for item in some.items] == [item.patch for item in everything.items[:9]]
+
+
+def test_more_candidates_are_advised_where_they_help(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(ask("some", "--budget", "1000h").items) == 29
+    assert "the budget pays for more than the candidates: raise --candidates" in capsys.readouterr().out
+    ask("all", "--budget", "1000h", "--strategy", "entropy")
+    assert "raise --candidates" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pack", [1, 3])
+def test_a_budget_may_pay_for_more_than_a_strategy_has_candidates(
+    ask: Ask, pack: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meal_gpu.pool.CANDIDATES", 20)  # for strategies that take none
+    options = ("--strategy", "entropy", "--pack", pack)
+    large, small = (ask(budget, *options, "--budget", budget).items for budget in ("1.5h", "0.5h"))
+    assert 20 < len(large) < 96 and len(small) < len(large)
+    assert [item.patch for item in small] == [item.patch for item in large[: len(small)]]
+    assert min(item.score for item in large[:20]) >= max(item.score for item in large[20:])
+
+
+@pytest.mark.parametrize("strategy", ["kmeans", "typiclust"])
+def test_a_query_that_is_chosen_together_answers_no_smaller_budget(
+    ask: Ask, strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--strategy", strategy)
+    for budget, unit in (("1h", "hours"), ("50clicks", "clicks")):
+        with pytest.raises(ConfigError, match=rf"'{strategy}' chooses all .* {unit} .* patches or %"):
+            ask("refused", *options, "--budget", budget)
+    loose = ask("loose", *options, "-n", 9)
+    said = capsys.readouterr().out
+    assert "query 1: 9 patches" in said and "the first" not in said and "budget.svg" not in said
+    assert not (tmp_path / "loose" / "budget.svg").exists()
+    packed = ask("packed", *options, "-n", 9, "--pack", 4)
+    assert {item.patch for item in packed.items} == {item.patch for item in loose.items}
+
+
 def test_packing_opens_fewer_frames(ask: Ask) -> None:
     loose = ask("loose", "-n", 8)
     tight = ask("tight", "-n", 8, "--pack", 8)
@@ -137,6 +186,35 @@ def test_a_manifest_will_do(ask: Ask, frames: Path, tmp_path: Path) -> None:
     assert {item.image for item in asked.items} == {"x/1.png", "x/2.png", "y.png"}
 
 
+def test_a_further_query_decodes_what_is_new_and_what_it_chooses(
+    ask: Ask, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    class Spy(Loader):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            for batch in super().__iter__():
+                decoded.append(len(batch))
+                yield batch
+
+    monkeypatch.setattr("meal_gpu.images.sources.Loader", Spy)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    *first, last = sorted(frames.rglob("*.png"))
+    for file in first:
+        (folder / file.name).write_bytes(file.read_bytes())
+    ask("a", "-n", 9, images=folder)
+    assert sum(decoded) == len(first), "a first query decodes each frame once"
+    (folder / last.name).write_bytes(last.read_bytes())
+    decoded.clear()
+    asked = ask("b", "-n", 2, "--strategy", "entropy", images=folder)
+    assert sum(decoded) == len({last.name, *(item.image for item in asked.items)})
+    decoded.clear()
+    again = ask("c", "-n", 2, "--strategy", "entropy", images=folder)
+    assert sum(decoded) == len({item.image for item in again.items}) < len(first)
+    assert again.items == asked.items
+
+
 def test_two_seeds_differ_and_one_seed_does_not(ask: Ask) -> None:
     a, b, c = (ask(n, "-n", 6, "--seed", s, ledger=f"{n}.parquet") for n, s in (("a", 0), ("b", 0), ("c", 1)))
     assert a.items == b.items
@@ -158,6 +236,7 @@ def test_two_seeds_differ_and_one_seed_does_not(ask: Ask) -> None:
         (["--checkpoint", "nowhere.pt"], "nowhere.pt"),
         (["--cost", "klick=2"], "'klick' is unknown"),
         (["--exclude", "nowhere"], "not a query folder"),
+        (["--ledger", "pool.v2"], r"--ledger pool.v2: must end in .parquet, .*; say pool.v2.parquet"),
         (["--model-arg", "classes"], "expected KEY=VALUE"),
     ],
 )
@@ -224,6 +303,38 @@ def test_the_normalisation_is_the_models_own(ask: Ask) -> None:
         ask("d", "-n", 2, "--mean", "0,0,0")
 
 
+def test_a_ledger_may_be_a_link(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pool.parquet").symlink_to("elsewhere/real.parquet")
+    ask("a", "-n", 2)
+    ask("b", "-n", 2, ledger="elsewhere/real.parquet")
+    assert (tmp_path / "pool.parquet").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == [
+        "real.cache", "real.lock", "real.parquet"
+    ]  # fmt: skip
+    assert not list(tmp_path.glob("pool.[!p]*"))
+
+
+def test_a_query_holds_in_every_working_directory(
+    ask: Ask, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ask("whole", "-n", 3, "--strategy", "random")
+    monkeypatch.chdir(frames.parent)
+    asked = ask("relative", "-n", 3, "--strategy", "random", images=frames.name)
+    assert [item.file for item in asked.items] == [item.file for item in whole.items]
+    assert len(list(asked.crops(0))) == 3
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(MealGpuError, match=r"is the working directory .* name a folder below it as --out"):
+        ask("empty", "-n", 2)
+    assert not (tmp_path / "pool.parquet").exists() and not (tmp_path / "pool.cache").exists()
+
+
 def test_names_of_classes_that_labels_do_not_have_are_refused_before_the_work(
     ask: Ask, tmp_path: Path
 ) -> None:
@@ -237,6 +348,33 @@ def test_names_of_classes_that_labels_do_not_have_are_refused_before_the_work(
         ask("r", "-n", 1, "--classes", tmp_path / "classes.txt")
     with pytest.raises(ConfigError, match=r"the model's of 3 \(class 0, class 1, class 2\)"):
         ask("s", "-n", 1, "--strategy", "random", "--model-arg", "classes=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\nb\npatch\nd\ne\n", r"class 'patch': .*no label is read; rename the class"),
+        ("1: a\n0: b\n2: c\n3: d\n4: e\n", r"classes.txt: ids other than 0 to 4 in this order"),
+        ("a\nb\nc\nd\n7: e\n", r"classes.txt: ids other than 0 to 4"),
+        ("void: 5\na\nb\nc\nd\ne\n", r"or a void other than 255: .*; write one name per line"),
+        ("void: 255, 200\na\nb\nc\nd\ne\n", r"or a void other than 255"),
+    ],
+)
+def test_classes_that_a_query_cannot_have_are_refused(
+    ask: Ask, tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(MealGpuError, match=words) as caught:
+        ask("q", "--classes", tmp_path / "classes.txt")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "q").exists() and not (tmp_path / "pool.parquet").exists()
+
+
+@pytest.mark.parametrize("text", ["a\nb\nc\nd\ne\n", "0: a\n1: b\n2: c\n3: d\n4: e\nvoid: 255\n"])
+def test_ids_that_are_the_models_own_may_stand_there(ask: Ask, tmp_path: Path, text: str) -> None:
+    (tmp_path / "classes.txt").write_text(text)
+    options = ("-n", 1, "--strategy", "random", "--classes", tmp_path / "classes.txt")
+    assert ask("q", *options).classes == ("a", "b", "c", "d", "e")
 
 
 def test_features_of_a_pool_are_kept_for_the_next_query(ask: Ask, tmp_path: Path) -> None:

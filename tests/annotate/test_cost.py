@@ -85,6 +85,15 @@ def test_a_budget_buys_what_it_pays_for() -> None:
     assert Budget(7, "clicks").patches(5) is None
 
 
+@given(st.integers(1, 500), st.sampled_from(["clicks", "hours"]), st.sampled_from([0.0, 1.5]))
+def test_no_budget_buys_more_than_its_most(amount: int, unit: str, click: float) -> None:
+    model, budget = CostModel(patch=0 if click else 5, click=click, frame=0), Budget(amount / 60, unit)
+    cheapest = item("a", model.clicks(np.zeros((9, 9), np.uint8)), model.seconds(3))
+    assert cheapest.clicks == 3
+    assert budget.cut(model.totals([cheapest] * 9000)) <= budget.most(model) < 9000
+    assert Budget(6, "hours").most(CostModel(patch=0, click=0)) == np.inf
+
+
 def test_packing_takes_blocks_of_a_frame() -> None:
     images = np.array([5, 7, 5, 9, 5, 7])
     assert packed(images, 1).tolist() == [0, 1, 2, 3, 4, 5]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -9,14 +10,17 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from meal_gpu.annotate.asked import Asked, Box, Item
 from meal_gpu.annotate.ingest import ingest
 from meal_gpu.annotate.labels import LabelStore
+from meal_gpu.cli import app
 from meal_gpu.errors import DataError, MealGpuError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
@@ -84,6 +88,7 @@ def test_finished_masks_go_into_the_ledger(desk: Desk) -> None:
     done = ingest(desk.query, desk.answers, desk.ledger)
     assert [item.patch for item in done.labelled] == [6]
     assert [item.patch for item in done.empty] == [4]
+    assert [item.patch for item in done.missing] == [1]
     ledger = Ledger.read(desk.ledger)
     assert ledger.labelled().tolist() == [6]
     assert ledger.last_step() == 1
@@ -91,8 +96,9 @@ def test_finished_masks_go_into_the_ledger(desk: Desk) -> None:
     # the rest of the query, later
     desk.hand_in(0, GOOD).unlink()
     desk.hand_in(1, GOOD * 2)
-    ingest(desk.query, desk.answers, desk.ledger)
+    done = ingest(desk.query, desk.answers, desk.ledger)
     assert Ledger.read(desk.ledger).labelled().tolist() == [1, 6]
+    assert done.missing == ()  # 6 is labelled
 
 
 def test_a_crop_with_context_is_cut_to_its_patch(tmp_path: Path) -> None:
@@ -287,6 +293,35 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(desk: Desk, monkeypatch: pytest
         ingest(desk.query, desk.answers, desk.ledger)
     assert desk.ledger.read_bytes() == before
     assert ingest(desk.query, desk.answers, desk.ledger).labelled  # what was left over does not disturb
+
+
+def command(desk: Desk, *more: object) -> Any:
+    given = ("ingest", desk.answers, "--query", desk.query, "--ledger", desk.ledger, *more)
+    return CliRunner().invoke(app, [str(part) for part in given])
+
+
+def test_what_is_not_answered_yet_is_said(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    said = command(desk)
+    assert said.exit_code == 0
+    assert "labelled: 1 patches" in said.output
+    assert f"without an answer yet: 2 patches of {desk.query}" in said.output
+    desk.hand_in(0, GOOD).unlink()
+    desk.hand_in(1, GOOD)
+    desk.hand_in(2, GOOD)
+    assert "without an answer" not in command(desk).output
+
+
+def test_answers_without_any_label_are_an_error(desk: Desk) -> None:
+    before = desk.state()
+    desk.hand_in(2, np.full((12, 16), 255, np.uint8))
+    said = command(desk)
+    assert said.exit_code == 1
+    assert re.search(
+        r"answers: no patch of .*query is labelled there: 1 have no pixel of a class, 2 no answer; label",
+        str(said.exception),
+    )
+    assert desk.state() == before
 
 
 def test_the_command_says_it_in_one_line(desk: Desk) -> None:

@@ -58,8 +58,9 @@ def asked(tmp_path: Path) -> Asked:
     return query
 
 
+@pytest.mark.parametrize("out", [None, "new", "empty"])
 def test_a_push_that_failed_is_repeated_by_the_same_command(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
+    out: str | None, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[Path] = []
 
@@ -70,12 +71,15 @@ def test_a_push_that_failed_is_repeated_by_the_same_command(
         return "task 7"
 
     monkeypatch.setattr(push_cvat, "push", push)
+    (tmp_path / "empty").mkdir()
+    folder = asked.path / "cvat" if out is None else tmp_path / out
     command = ["export", "--to", "cvat", "--query", str(asked.path)]
+    command += [] if out is None else ["--out", str(folder)]
     sending = [*command, "--push", "http://127.0.0.1:9", "--token", TOKEN]
     assert CliRunner().invoke(app, sending).exit_code == 1
     again = CliRunner().invoke(app, sending)
     assert (again.exit_code, "pushed: task 7" in again.output) == (0, True)
-    assert tries == [asked.path / "cvat"] * 2
+    assert tries == [folder] * 2 and (folder / "annotations.xml").is_file()
     assert "not empty" in str(CliRunner().invoke(app, command).exception)
 
 

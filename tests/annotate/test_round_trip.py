@@ -126,7 +126,7 @@ def test_the_loop_closes(form: str, frames: Path, first: Path, tmp_path: Path) -
     asked = Asked.read(first)
     assert len(asked.items) == 24 and asked.context == 16
     if form in formats.WRITERS:
-        command("export", "--to", form, "--query", first, "--ledger", ledger, "--out", tmp_path / "sent")
+        command("export", "--to", form, "--query", first, "--out", tmp_path / "sent")
 
     answers = annotated(first, form, tmp_path / "tool")
     command("ingest", answers, "--query", first, "--ledger", ledger)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.training import export
+from meal_gpu.cli import app
 from meal_gpu.data.folder import open_tree
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
@@ -235,3 +237,34 @@ def test_where_it_may_be_written(pool: Pool, monkeypatch: pytest.MonkeyPatch) ->
         pool.export("smp")
     with pytest.raises(ConfigError, match="'voc' is unknown; known: smp, mmseg, nnunet"):
         pool.export("voc")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a query of no patch."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "query").mkdir()
+    Asked(tmp_path / "query", 1, "random", 0, ("a",), SIZE, (2, 2), (), {}).write_into(tmp_path / "query", [])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "told"),
+    [
+        ("smp", ["--push", "http://x"], "--push means nothing for --to smp: leave it out"),
+        ("mmseg", ["--no-predictions"], "--no-predictions means nothing for --to mmseg"),
+        ("nnunet", ["--query", "query"], "--query means nothing for --to nnunet"),
+        ("cvat", ["--images", "frames"], "--images means nothing for --to cvat"),
+        ("coco", ["--ledger", "pool.parquet"], "--ledger means nothing for --to coco"),
+        ("csv", ["--push", "http://x"], "--push means nothing for --to csv"),
+        ("cvat", ["--no-predictions"], "--no-predictions means nothing for --to cvat"),
+        ("label-studio", ["--no-predictions"], "--no-predictions is for --push; files hold them always"),
+        ("fiftyone", ["--push", "http://x"], "--push means nothing for --to fiftyone"),
+        ("fiftyone", ["--out", "new"], "--out means nothing for --to fiftyone"),
+        ("smp", [], "--to smp needs --images"),
+        ("smb", [], "format 'smb' is unknown; known: cvat, "),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(to: str, options: list[str], told: str, desk: Path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        app(["export", "--to", to, *options], standalone_mode=False)

@@ -95,7 +95,10 @@ def previewed(path: Path) -> None:
 
 
 def stereo(path: Path) -> None:
-    scene().save(path, format="MPO", save_all=True, append_images=[scene(1)])
+    exif = Image.Exif()
+    exif[274] = 6
+    first, second = (scene(seed).transpose(Image.Transpose.ROTATE_90) for seed in (0, 1))
+    first.save(path, format="MPO", save_all=True, append_images=[second], exif=exif)
 
 
 def animated(path: Path) -> None:
@@ -163,7 +166,7 @@ READ: dict[str, tuple[str, Maker]] = {
     "a JPEG with bytes behind its end": (
         "x.jpg", lambda p: (scene().save(p), p.write_bytes(p.read_bytes() + bytes(10_000))),
     ),
-    "a JPEG of a camera that writes a second image behind the first": ("x.jpg", stereo),
+    "a JPEG of a camera that writes a second image behind the first, turned": ("x.jpg", stereo),
     "an interlaced PNG": ("x.png", interlaced),
     "a suffix in capitals": ("X.PNG", lambda p: scene().save(p)),
     "a compressed TIFF": ("x.TIF", lambda p: scene().save(p, compression="tiff_lzw")),

@@ -163,7 +163,7 @@ def started(root: Path, events: dict[str, list[str]]) -> Matrix:
         {
             "dataset": "cityscapes", "root": str(root / "tree"), "size": [64, 128], "encoder_weights": "none",
             "initial_images": 1, "query_size": 6, "candidates": 20, "steps": 1, "epochs": 1,
-            "final_epochs": 1, "precision": "float32", "device": "cpu",
+            "final_epochs": 1, "context": "patch", "precision": "float32", "device": "cpu",
         }
     )  # fmt: skip
     (root / "settings.toml").write_text(settings.to_toml())

@@ -144,7 +144,7 @@ def command(scenes: Path, disk: Disk) -> Command:
                         "--ledger", folder / "pool.parquet", "--out", folder / "query"],
             "ingest": [folder.parent / "answers", "--query", folder / "query",
                        "--ledger", folder / "pool.parquet"],
-            "export": ["--query", folder / "query", "--ledger", folder / "pool.parquet"],
+            "export": ["--query", folder / "query"],
         }  # fmt: skip
         result = CliRunner().invoke(cli.app, [str(a) for a in (name, *given[name], *more)])
         return str(result.exception) if result.exit_code else ""

@@ -16,7 +16,7 @@ from meal_gpu import cli
 from meal_gpu.errors import DataError
 
 fault = pytest.mark.fault
-LOWER = "lower size, cache_gib or pool_share"
+LOWER = "lower size, and in a run cache_gib or pool_share"
 
 
 def outcome(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:

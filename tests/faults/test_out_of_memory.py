@@ -24,6 +24,7 @@ from meal_gpu.inference import Graphed
 from meal_gpu.memory import Halving, is_out_of_memory
 from meal_gpu.models import Builder, Output, Segmenter
 from meal_gpu.ops import reference
+from meal_gpu.patchwise import Patchwise
 from meal_gpu.scoring import ImageSet, patch_features, score_pool, shared_features
 
 CPU = torch.device("cpu")
@@ -306,8 +307,9 @@ def test_one_image_that_does_not_fit_is_an_error(
     with pytest.raises(MealGpuError) as raised:
         work(images(batch_size=4), Hungry(0))
     text = str(raised.value)
-    for part in ("cpu: out of memory", "pixels in float32", "MiB free", "2.00 GiB", "bfloat16", "pool_share"):
+    for part in ("cpu: out of memory", "pixels in float32", "MiB free", "2.00 GiB", "bfloat16"):
         assert part in text
+    assert "in a run lower pool_share" in text  # which other users do not have
     assert "\n" not in text
 
 
@@ -327,16 +329,16 @@ def test_a_query_survives() -> None:
     "an error names batch_size, because a smaller one is another result; `--resume` goes on with the step",
 )  # fmt: skip
 def test_training_names_the_batch_size(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = Segmenter.decode
+    decode = Patchwise.__call__
 
-    def full(self: Segmenter, encoded: Any) -> torch.Tensor:
-        if self.training and len(encoded.deep) > 4 and (tmp_path / "run" / "steps" / "000").exists():
+    def full(self: Patchwise, encoded: Any, within: torch.Tensor) -> torch.Tensor:
+        if len(encoded.deep) > 4 and (tmp_path / "run" / "steps" / "000").exists():
             raise torch.OutOfMemoryError(FULL)
-        return decode(self, encoded)
+        return decode(self, encoded, within)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Segmenter, "decode", full)
-        with pytest.raises(MealGpuError, match=r"step 1: training with batch_size 8, .* 24×48 .*2\.00 GiB"):
+        patch.setattr(Patchwise, "__call__", full)
+        with pytest.raises(MealGpuError, match=r"step 1: training with batch_size 8, .* 96×192 .*2\.00 GiB"):
             experiment.run(tiny.replace(strategy="entropy"), tmp_path / "run")
     done = experiment.run(tiny.replace(strategy="entropy"), tmp_path / "run", resume=True).completed()
     assert len(done) == 3

@@ -216,9 +216,8 @@ def test_names_never_lead_out_of_an_export(name: str, form: str, tmp_path: Path)
     try:
         CliRunner().invoke(
             cli.app,
-            ["export", "--query", str(query(inside, name)), "--ledger", str(inside / "pool.parquet"),
-             "--to", form],
-        )  # fmt: skip
+            ["export", "--query", str(query(inside, name)), "--to", form],
+        )
     except MealGpuError as error:
         assert name in str(error)
     assert {p.name for p in tmp_path.iterdir()} == {"a"}
@@ -245,8 +244,8 @@ def test_a_token_is_never_shown(to: str, tmp_path: Path) -> None:
     folder = query(tmp_path, "second.png")
     result = CliRunner().invoke(
         cli.app,
-        ["export", "--query", str(folder), "--ledger", str(tmp_path / "pool.parquet"), "--to", to,
-         "--push", "http://127.0.0.1:9", "--token", "s3cr3t-t0ken"],
+        ["export", "--query", str(folder), "--to", to, "--push", "http://127.0.0.1:9",
+         "--token", "s3cr3t-t0ken"],
     )  # fmt: skip
     assert result.exit_code == 1
     assert "s3cr3t-t0ken" not in f"{result.output} {result.exception}"

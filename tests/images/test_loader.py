@@ -1,6 +1,8 @@
 import builtins
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 from meal_gpu.errors import DataError, InputError, UnavailableError
 from meal_gpu.grid import Grid
+from meal_gpu.images.headers import inspect, orientation, upright
 from meal_gpu.images.loader import JPEG_TOLERANCE, Loader
 
 SIZE = (24, 40)
@@ -233,13 +236,48 @@ def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
         Loader([path], SIZE, labels=True)
 
 
-def test_a_turned_photograph_is_turned_back(tmp_path: Path) -> None:
-    path = tmp_path / "x.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    smooth_image((24, 40)).save(path, exif=exif, quality=95)
-    (batch,) = Loader([path], (40, 24))
-    assert batch.shape == (1, 40, 24, 3)
+TURNS = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+"""What an orientation makes of the pixels [H, W, 3] of a file."""
+
+
+def xmp(turn: int) -> bytes:
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        f'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{turn}"/></rdf:RDF></x:xmpmeta>'
+    ).encode()
+
+
+@pytest.mark.parametrize("said", ["EXIF", "EXIF against XMP", "XMP alone", "XMP beside an EXIF without it"])
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_photograph_is_turned_as_its_exif_says_and_by_nothing_else(
+    tmp_path: Path, turn: int, said: str
+) -> None:
+    """Header, decoder and what people are shown agree."""
+    path, exif = tmp_path / "x.jpg", Image.Exif()
+    if said != "XMP alone":
+        exif[0x010F] = "a camera"
+    if said.startswith("EXIF"):
+        exif[0x0112] = turn
+    beside = {"EXIF": b"", "EXIF against XMP": xmp(9 - turn)}
+    smooth_image(SIZE).save(path, quality=95, exif=exif, xmp=beside.get(said, xmp(turn)))
+    turned = turn if said.startswith("EXIF") else 1
+    with Image.open(path) as image:
+        assert orientation(image) == turned
+        shown, expected = np.asarray(upright(image)), TURNS[turned](np.asarray(image))
+    (batch,) = Loader([path], inspect(path))
+    assert batch.shape[1:] == shown.shape == (*inspect(path), 3)
+    assert np.abs(batch[0].numpy().astype(int) - expected).max() <= JPEG_TOLERANCE
+    assert np.array_equal(shown, expected)
 
 
 def test_without_dali_it_says_what_to_install(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +297,28 @@ def test_without_dali_it_says_what_to_install(images: list[Path], monkeypatch: p
 def test_a_missing_gpu_is_an_error(images: list[Path]) -> None:
     with pytest.raises(UnavailableError, match="no GPU"):
         Loader(images, SIZE, device="cuda")
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 3), ("cuda:0", 0), ("cuda:1", 1), ("cpu", None)])
+def test_a_gpu_without_a_number_is_the_current_one(
+    images: list[Path], device: str, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    class Built:
+        def build(self) -> None:
+            pass
+
+    def pipeline(_: object, *, device_id: int | None, **__: object) -> Callable[[], Built]:
+        asked.append(device_id)
+        return Built
+
+    dali = SimpleNamespace(fn=None, types=None, pipeline_def=pipeline)
+    monkeypatch.setattr("meal_gpu.images.loader._import_dali", lambda: dali)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    Loader(images, SIZE, device=device)._build()
+    assert asked == [number]
 
 
 @pytest.mark.gpu

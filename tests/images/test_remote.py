@@ -17,6 +17,7 @@ from PIL import Image
 
 from meal_gpu.errors import DataError, InputError
 from meal_gpu.images import opening, remote
+from meal_gpu.images.collected import Collected
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_files, open_listing
 from meal_gpu.images.remote import Remote
@@ -149,13 +150,11 @@ def test_a_pass_that_is_left_early_leaves_nothing(pool: Listing, temporary: Path
 @pytest.mark.parametrize("share", [1.0, 0.0])
 def test_a_listing_is_opened_where_it_has_room(pool: Listing, folder: Path, share: float) -> None:
     wanted = torch.cat(list(open_files(sorted(folder.iterdir()), CPU, share=0).batches(4)))
-    done: list[int] = []
-    images = open_listing(pool, CPU, share=share, progress=done.append)
-    assert isinstance(images, Resident if share else Remote)
-    assert sum(done) == COUNT
+    images = open_listing(pool, CPU, share=share)
+    assert isinstance(images, Collected if share else Remote)
     assert torch.equal(torch.cat(list(images.batches(3))), wanted)
     local = open_listing(list_images(str(folder)), CPU, share=share)
-    assert isinstance(local, Resident if share else Streamed)
+    assert isinstance(local, Collected if share else Streamed)
     assert torch.equal(torch.cat(list(local.batches(3))), wanted)
     small = open_listing(pool, CPU, size=(12, 20), share=share)
     assert small.size == (12, 20)
@@ -163,11 +162,30 @@ def test_a_listing_is_opened_where_it_has_room(pool: Listing, folder: Path, shar
 
 def test_a_listing_that_fits_the_host_only(pool: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "free_bytes", lambda device: 2**40 if device == CPU else 0)
-    monkeypatch.setattr(opening, "pin", lambda images: images)
+    monkeypatch.setattr("meal_gpu.images.collected.pin", lambda *_: None)
+    monkeypatch.setattr("meal_gpu.images.collected.copied", lambda parts, device: parts)
     images = open_listing(pool, torch.device("cuda"))
-    assert isinstance(images, Hosted)
+    assert isinstance(images, Collected)
     assert images.device.type == "cuda"
-    assert torch.equal(images._images, torch.cat(list(Remote(pool.files, None, CPU).batches(8))))
+    wanted = torch.cat(list(Remote(pool.files, None, CPU).batches(8)))
+    assert torch.equal(torch.cat(list(images.batches(3))), wanted)
+    assert images.resident is None and torch.equal(images._pixels, wanted)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_what_has_room_is_fetched_once_and_only_what_is_asked_for(
+    pool: Listing, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    real = remote.contents
+    monkeypatch.setattr(remote, "contents", lambda files: fetched.extend(files) or real(files))
+    images = open_listing(pool, CPU, share=share)
+    assert fetched == [pool.files[0]]  # whose size is that of all
+    fetched.clear()
+    for of in ([2, 3, 9], [3, 2], [9, 4]):
+        list(images.batches(2, of=torch.tensor(of)))
+    expected = [2, 3, 9, 4] if share else [2, 3, 9, 3, 2, 9, 4]
+    assert fetched == [pool.files[number] for number in expected]
 
 
 def test_a_part_of_a_source(folder: Path) -> None:

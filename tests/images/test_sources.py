@@ -1,7 +1,9 @@
 """One pool in every place: same pixels, same batches, nothing fetched twice."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 from meal_gpu.errors import DataError, InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images import opening
+from meal_gpu.images.collected import Collected
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.opening import open_files, open_images
 from meal_gpu.images.sources import Drawn, Hosted, Images, Resident, Streamed, windows
@@ -44,18 +47,20 @@ class Photos:
 
     def __init__(self, pixels: torch.Tensor, form: str) -> None:
         self.pixels, self.form = pixels, form
+        self.asked: list[int] = []
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> object:
+        self.asked.append(index)
         image = self.pixels[index]
         forms = {"pil": lambda: Image.fromarray(image.numpy()), "array": image.numpy}
         forms |= {"tensor": lambda: image, "channels first": lambda: image.permute(2, 0, 1)}
         return forms[self.form](), object()
 
 
-@pytest.fixture(params=["resident", "hosted", "streamed", "drawn"])
+@pytest.fixture(params=["resident", "hosted", "streamed", "drawn", "collected"])
 def source(request: pytest.FixtureRequest, folder: Path, pixels: torch.Tensor) -> Images:
     paths = sorted(folder.rglob("*.png"))
     sources: dict[str, Images] = {
@@ -63,6 +68,7 @@ def source(request: pytest.FixtureRequest, folder: Path, pixels: torch.Tensor) -
         "hosted": Hosted(pixels, CPU),
         "streamed": Streamed(paths, None, CPU),
         "drawn": Drawn(Photos(pixels, "pil"), CPU),
+        "collected": Collected(Streamed(paths, None, CPU), CPU),
     }
     return sources[request.param]
 
@@ -118,6 +124,46 @@ class Counting(Resident):
         for batch, numbers in zip(super().batches(batch_size, of), of.split(batch_size), strict=True):
             self.fetched += numbers.tolist()
             yield batch
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_what_is_collected_is_fetched_once_when_it_is_asked_for(
+    pixels: torch.Tensor, batch_size: int
+) -> None:
+    counting = Counting(pixels)
+    images = Collected(counting, CPU)
+    fetched: list[int] = []
+    for of, new in (
+        ([3, 4], [3, 4]), ([4, 3, 8], [8]), ([0, 8, 1, 0], [0, 1]), ([3], []), ([2, 5], [2, 5]),
+        (list(range(COUNT)), [6, 7, 9, 10]), ([10, 0], []),
+    ):  # fmt: skip
+        batches = list(images.batches(batch_size, of=torch.tensor(of)))
+        assert [len(batch) for batch in batches] == [len(part) for part in torch.tensor(of).split(batch_size)]
+        assert torch.equal(torch.cat(batches), pixels[of])
+        fetched += new
+        assert sorted(set(counting.fetched)) == sorted(fetched)
+        assert len(counting.fetched) <= len(fetched) + 1  # what is asked for twice at once may come twice
+        assert (images.resident is None) == (len(fetched) < COUNT)
+    assert images.resident is not None and torch.equal(images.resident, pixels)
+
+
+def test_two_passes_at_once_over_what_is_collected(pixels: torch.Tensor) -> None:
+    images = Collected(Counting(pixels), CPU)
+    for one, other in zip(images.batches(2), images.batches(2), strict=True):
+        assert torch.equal(one, other)
+    assert images.resident is not None and torch.equal(images.resident, pixels)
+
+
+def test_a_dataset_with_room_is_asked_once(pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = COUNT * SIZE[0] * SIZE[1] * 3
+    for free, times in ((2 * needed, 1), (2 * needed - 1, 3)):
+        monkeypatch.setattr(opening, "free_bytes", lambda device, free=free: free)
+        photos = Photos(pixels, "array")
+        source, _ = open_images(photos, CPU)
+        assert photos.asked == [0]  # whose size is that of all
+        for _ in range(3):
+            assert torch.equal(torch.cat(list(source.batches(4))), pixels)
+        assert sorted(photos.asked[1:]) == sorted(list(range(COUNT)) * times)
 
 
 @settings(max_examples=60, deadline=None)
@@ -205,10 +251,70 @@ def test_items_that_are_no_images_are_named(item: object, told: str) -> None:
         list(Drawn(dataset, CPU).batches(2))
 
 
+class Runtime:
+    """Stands in for `torch.cuda.cudart()`: registers memory, or refuses it and leaves an error behind."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.pending = False
+        self.calls: list[tuple[object, ...]] = []
+
+    def cudaHostRegister(self, place: int, size: int, flags: int) -> int:  # noqa: N802
+        self.calls.append(("register", place, size, flags))
+        self.pending = self.status != 0
+        return self.status
+
+    def cudaHostUnregister(self, place: int) -> int:  # noqa: N802
+        self.calls.append(("unregister", place))
+        return 0
+
+    def launch(self, *_: object, **__: object) -> None:
+        pending, self.pending = self.pending, False
+        if pending:
+            raise RuntimeError("CUDA error: out of memory")
+
+
+@pytest.fixture(params=[0, 2])
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """Of the statuses success and cudaErrorMemoryAllocation."""
+    found = Runtime(request.param)
+    cuda = SimpleNamespace(
+        cudart=lambda: found, synchronize=lambda device: found.calls.append(("synchronize", device))
+    )
+    stand_in = SimpleNamespace(**vars(torch) | {"cuda": cuda, "ones": found.launch})
+    monkeypatch.setattr("meal_gpu.images.sources.torch", stand_in)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["hosted", "collected"])
+def test_page_locked_memory_is_unlocked_before_it_is_freed(
+    pixels: torch.Tensor, runtime: Runtime, kind: str
+) -> None:
+    """And a refusal is nobody else's error."""
+    gpu = torch.device("cuda")
+    source = Hosted(pixels, gpu, locked=True) if kind == "hosted" else Collected(Resident(pixels), gpu)
+    memory = source._images if isinstance(source, Hosted) else source._pixels
+    locked: list[tuple[object, ...]] = [("register", memory.data_ptr(), pixels.nbytes, 0)]
+    assert runtime.calls == locked and not runtime.pending
+    view = memory[2:4]  # whoever still holds the memory has it pageable
+    del source, memory
+    gc.collect()
+    if runtime.status == 0:
+        locked += [("synchronize", gpu), ("unregister", view.data_ptr() - view[:2].nbytes)]
+    assert runtime.calls == locked
+
+
+def test_memory_of_others_is_not_page_locked(pixels: torch.Tensor, runtime: Runtime) -> None:
+    Hosted(pixels, torch.device("cuda"))
+    Collected(Resident(pixels), CPU)
+    assert not runtime.calls
+
+
 @pytest.mark.gpu
 def test_hosted_images_reach_the_gpu_whole(pixels: torch.Tensor) -> None:
-    for host in (pixels, opening.pin(pixels.clone())):
-        source = Hosted(host, torch.device("cuda"))
+    for locked in (False, True):
+        source = Hosted(pixels.clone(), torch.device("cuda"), locked=locked)
+        assert source._images.is_pinned() == locked
         batches = [batch.clone() for batch in source.batches(2)]
         assert all(batch.is_cuda for batch in batches)
         assert torch.equal(torch.cat(batches).cpu(), pixels)

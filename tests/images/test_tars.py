@@ -3,6 +3,7 @@
 import gzip
 import io
 import tarfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -132,6 +133,31 @@ def test_a_shard_is_looked_through_once(tmp_path: Path, cache: Path, monkeypatch
     assert list_images(str(path)).names == ("a/0000.png", "a/0001.png"), "a damaged index is made anew"
 
 
+@pytest.mark.parametrize(
+    ("names", "left_out"),
+    [
+        (["0001.png", "0001.mask.png", "0002.jpg", "0002.json"], []),  # a mask lies beside its image
+        (["1623.1.png", "1623.2.png", "0001.png", "._0001.png", "x/.0.png"], ["1623.1.png", "1623.2.png"]),
+        (["a.b/0001.PNG", "a.b/0002.rgb.PNG", "0002.png"], ["a.b/0002.rgb.PNG"]),
+        (["0001.json", "0001.txt", "0002.png"], []),
+    ],
+)
+def test_images_that_a_dot_hides_are_told(tmp_path: Path, names: list[str], left_out: list[str]) -> None:
+    path = write(tmp_path / "a.tar", dict.fromkeys(names, png(0)))
+    first = f"{path}/{left_out[0]}:" if left_out else ""
+    told = f"{len(left_out)} files that end like images are left out, first {first}"
+    for _ in range(2):  # the second time from its index
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            listing = list_images(str(path))
+        assert not {f"a/{name}" for name in left_out} & set(listing.names)
+        assert [told in str(each.message) for each in caught] == [True] * bool(left_out)
+    if left_out:
+        none = write(tmp_path / "none.tar", dict.fromkeys(left_out, png(0)))
+        with pytest.raises(DataError, match=r"first dot is the sample's key.*names that have one dot"):
+            list_images(str(none))
+
+
 def test_an_index_that_cannot_be_kept_stops_nothing(tmp_path: Path, cache: Path) -> None:
     cache.write_text("a file where the folder would be")
     assert list_images(str(write(tmp_path / "a.tar", samples(0)))).names == ("a/0000.png",)
@@ -176,7 +202,7 @@ def test_a_shard_that_changes_after_it_was_listed(tmp_path: Path) -> None:
 def test_a_damaged_image_within_a_shard_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", {"0000.png": png(0), "0001.png": b"no image"})
     with pytest.raises(DataError, match=r"a\.tar#\d+\+8/0001\.png: "):
-        open_listing(list_images(str(path)), CPU)
+        list(open_listing(list_images(str(path)), CPU).batches(2))
 
 
 names = st.text(

@@ -1,0 +1,71 @@
+"""What options of several commands mean, whose values are read from text."""
+
+from pathlib import Path
+from typing import Any
+
+from meal_gpu.errors import ConfigError, DataError
+
+
+def pair(text: str | None, what: str) -> tuple[int, int] | None:
+    """HxW -> (H, W). Raises ConfigError."""
+    if text is None:
+        return None
+    first, cross, second = text.lower().partition("x")
+    if not (cross and first.isdigit() and second.isdigit() and int(first) and int(second)):
+        raise ConfigError(f"{what} {text!r}: expected two numbers above 0, such as 512x1024")
+    return int(first), int(second)
+
+
+def triple(text: str | None, what: str) -> tuple[float, float, float] | None:
+    """ "0.5,0.5,0.5" -> its numbers. Raises ConfigError, which names `what`."""
+    if text is None:
+        return None
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"{what} {text!r}: expected three numbers, such as 0.5,0.5,0.5") from None
+    return red, green, blue
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """Those of a classes.txt by train id. Raises DataError, also where its ids are those of other masks."""
+    from meal_gpu.data.dataset import UNKNOWN, VOID
+    from meal_gpu.data.folder import read_classes
+
+    names, lookup = read_classes(path)
+    found = {label_id: train_id for label_id, train_id in enumerate(lookup) if train_id != UNKNOWN}
+    expected = {train_id: train_id for train_id in range(len(names))}
+    if found not in (expected, expected | {255: VOID}):
+        raise DataError(
+            f"{path}: ids other than 0 to {len(names) - 1} in this order, or a void other than 255: a query "
+            "has the ids of the model's outputs; write one name per line, in their order, and no ids"
+        )
+    return names
+
+
+def key_values(option: str, items: list[str]) -> dict[str, Any]:
+    """KEY=VALUE with YAML values: 3, 1e-3, true, [4, 4], null. Raises ConfigError, which names the option."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{option} {item!r}: expected KEY=VALUE")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{option} {item!r}: {error}") from error
+    return values
+
+
+def ledger(path: Path | None) -> Path | None:
+    """As given, but the file where it is a link: cache, labels and lock lie beside the file."""
+    if path is None:
+        return None
+    if path.suffix != ".parquet":
+        raise ConfigError(
+            f"--ledger {path}: must end in .parquet, for its cache, labels and lock are named by what comes "
+            f"before; say {path.name}.parquet"
+        )
+    return path.resolve() if path.is_symlink() else path
