@@ -29,7 +29,7 @@ def connected(address: str) -> Iterator[Run[Any, Any]]:
     """
     kind, _, number = address.partition(":")
     if not (
-        "://" in address or address == "local-cuda" or (kind == "local" and number.isdigit() and int(number))
+        "://" in address or address == "local-cuda" or (kind == "local" and number.isdecimal() and int(number))
     ):
         raise ConfigError(
             f"cluster is {address!r}; expected local:N with N processes, local-cuda, or tcp://host:port"

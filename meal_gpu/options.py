@@ -11,7 +11,7 @@ def pair(text: str | None, what: str) -> tuple[int, int] | None:
     if text is None:
         return None
     first, cross, second = text.lower().partition("x")
-    if not (cross and first.isdigit() and second.isdigit() and int(first) and int(second)):
+    if not (cross and first.isdecimal() and second.isdecimal() and int(first) and int(second)):
         raise ConfigError(f"{what} {text!r}: expected two numbers above 0, such as 512x1024")
     return int(first), int(second)
 

@@ -153,7 +153,7 @@ class RunFolder:
 
     def completed(self) -> list[int]:
         """The numbers of the complete steps, which must be 0, 1, 2, … without a gap."""
-        found = sorted(int(p.name) for p in (self.path / "steps").iterdir() if p.name.isdigit())
+        found = sorted(int(p.name) for p in (self.path / "steps").iterdir() if p.name.isdecimal())
         if found != list(range(len(found))):
             raise RunError(f"{self.path}/steps holds {found}: a step is missing, restore it or start anew")
         return found

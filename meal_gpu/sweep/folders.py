@@ -47,7 +47,7 @@ def progress(run: Run, path: Path, config: Config) -> Run:
     Its last step is that of the pool it has: with on_bad = "skip" some images may be left out.
     """
     # Not RunFolder: a gap, or a file of another kind, is for the run itself to complain about
-    done = sum(1 for step in path.glob("steps/*") if step.name.isdigit())
+    done = sum(1 for step in path.glob("steps/*") if step.name.isdecimal())
     try:
         metrics = json.loads((path / "steps" / f"{done - 1:03d}" / "metrics.json").read_text())
         last = last_step(config, metrics["patches"] // math.prod(config.grid))
