@@ -28,9 +28,8 @@ def connected(address: str) -> Iterator[Run[Any, Any]]:
         UnavailableError: dask, or dask-cuda, is missing, or no scheduler answers.
     """
     kind, _, number = address.partition(":")
-    if not (
-        "://" in address or address == "local-cuda" or (kind == "local" and number.isdecimal() and int(number))
-    ):
+    counted = kind == "local" and number.isdecimal() and int(number)
+    if not ("://" in address or address == "local-cuda" or counted):
         raise ConfigError(
             f"cluster is {address!r}; expected local:N with N processes, local-cuda, or tcp://host:port"
         )
