@@ -155,9 +155,11 @@ def _steps(
         ledger.label(chosen.patch_ids, step)
         ended = step == last or not len(ledger.unlabelled())
         model = new_model(experiment, step)
-        trained = train_step(experiment, model, ledger, step, ended, stages, monitor)
+        saves = folder.training(step)
+        trained = train_step(experiment, model, ledger, step, ended, stages, monitor, saves)
         assert trained.evaluation is not None
-        learner = Learner(model, [] if ended else train_members(experiment, ledger, step, stages, monitor))
+        members = [] if ended else train_members(experiment, ledger, step, stages, monitor, saves)
+        learner = Learner(model, members)
         if not is_supervised(config) and strategies.get(config.strategy).calibrated:
             with stages("calibrate"):
                 more["calibration"] = calibrate(experiment, learner, ledger, step)
@@ -242,4 +244,5 @@ def _record(
         ledger.write(aside / "ledger.parquet")
         write(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     folder.publish_ledger()
+    folder.clean()
     return metrics

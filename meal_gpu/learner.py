@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from meal_gpu.models import Segmenter
 from meal_gpu.pool import ScoredPool, Settings
 from meal_gpu.preparation import Experiment, Monitor, cache_bytes, is_supervised
 from meal_gpu.record import RunFolder
+from meal_gpu.savepoint import Savepoint
 from meal_gpu.scoring import Advance, ImageSet
 from meal_gpu.timing import Stages
 from meal_gpu.train import Schedule, Trained, train
@@ -120,8 +122,9 @@ def schedule_of(config: Config, epochs: int) -> Schedule:
 
 def train_step(
     experiment: Experiment, model: Segmenter, ledger: Ledger, step: int, ended: bool, stages: Stages,
-    monitor: Monitor,
+    monitor: Monitor, saves: Path | None = None,
 ) -> Trained:  # fmt: skip
+    """The step's training, which goes on from its savepoint in the folder `saves`, if there is one."""
     config = experiment.config
     epochs = (config.final_epochs if ended else None) or config.epochs
     schedule = schedule_of(config, epochs)
@@ -133,14 +136,22 @@ def train_step(
     with monitor.stage(f"step {step}: train", epochs) as advance, stages("train"):
         return train(
             model, ledger.labelled(), experiment.oracle, schedule, seed=config.seed, step=step,
-            validate=validate, advance=advance,
+            validate=validate, advance=advance, savepoint=_savepoint(saves, "model"),
         )  # fmt: skip
 
 
+def _savepoint(saves: Path | None, name: str) -> Savepoint | None:
+    return Savepoint(saves / f"{name}.safetensors") if saves else None
+
+
 def train_members(
-    experiment: Experiment, ledger: Ledger, step: int, stages: Stages, monitor: Monitor
-) -> list[Segmenter]:
-    """The other members of an ensemble, where the next query asks for one; their last epoch is kept."""
+    experiment: Experiment, ledger: Ledger, step: int, stages: Stages, monitor: Monitor,
+    saves: Path | None = None,
+) -> list[Segmenter]:  # fmt: skip
+    """The other members of an ensemble, where the next query asks for one; their last epoch is kept.
+
+    Each goes on from its savepoint in the folder `saves`, if there is one.
+    """
     config = experiment.config
     if is_supervised(config) or not strategies.takes_members(config.strategy, config.measure):
         return []
@@ -150,9 +161,10 @@ def train_members(
     with monitor.stage(f"step {step}: train members", total) as advance, stages("members"):
         for number, member in enumerate(members, 1):
             seed = rng.integer(config.seed, step, f"member {number}")
+            savepoint = _savepoint(saves, f"member-{number:02d}")
             train(
                 member, ledger.labelled(), experiment.oracle, schedule, seed=seed, step=step, validate=None,
-                advance=advance,
+                advance=advance, savepoint=savepoint,
             )  # fmt: skip
     return members
 

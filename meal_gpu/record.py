@@ -6,6 +6,7 @@ dataset.json                    the files it is made on, their sizes, and the cl
 ledger.parquet                  the newest step's
 steps/003/                      complete, or not there: written aside, then renamed
   model.safetensors  query.parquet  metrics.json  ledger.parquet
+steps/.training-004/            savepoints of the step at hand, where its training takes long
 manifold/                       Φ and the pool's embedding, complete or not there
 quarantine.csv                  files that were left out, and why (on_bad = "skip")
 log.jsonl                       append-only: stage timings, losses
@@ -147,8 +148,10 @@ class RunFolder:
             self.write(path.name, quarantine(problems))
 
     def clean(self) -> None:
-        """Remove what a killed process left half-written."""
-        for leftover in [*self.path.glob(".partial-*"), *(self.path / "steps").glob(".partial-*")]:
+        """Remove what a killed process left half-written, and savepoints of steps that are complete."""
+        steps, at_hand = self.path / "steps", self.training(len(self.completed()))
+        trainings = [folder for folder in steps.glob(".training-*") if folder != at_hand]
+        for leftover in [*self.path.glob(".partial-*"), *steps.glob(".partial-*"), *trainings]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def completed(self) -> list[int]:
@@ -160,6 +163,10 @@ class RunFolder:
 
     def step(self, number: int) -> Path:
         return self.path / "steps" / f"{number:03d}"
+
+    def training(self, number: int) -> Path:
+        """A folder for the savepoints of a step that is being trained."""
+        return self.path / "steps" / f".training-{number:03d}"
 
     @contextmanager
     def writing(self, target: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Training on labelled patches: cross-entropy, Adam, the epoch with the best validation mIoU is kept."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from meal_gpu.memory import beside, explained
 from meal_gpu.models import Encoded, Segmenter
 from meal_gpu.oracle import Oracle
 from meal_gpu.patchwise import patch_decoder
+from meal_gpu.savepoint import Best, Savepoint, Training
 from meal_gpu.scoring import Advance
 
 _LOWER = (
@@ -59,16 +61,20 @@ def train(
     step: int,
     validate: Callable[[], Evaluation] | None,
     advance: Advance = lambda _: None,
+    savepoint: Savepoint | None = None,
 ) -> Trained:
     """Train `model` in place on the patches [M] and leave it at the epoch that is kept.
 
-    All randomness (order, dropout) comes from (`seed`, `step`); torch's global state is left alone.
+    All randomness (order, dropout) comes from (`seed`, `step`); torch's global state is left alone. A
+    `savepoint` is written after an epoch when it is due. One of the same patches and epochs is where training
+    begins; on a CPU it then ends as it would have without a stop, bit for bit.
 
     Out of memory is no reason for smaller batches: BatchNorm would make them another result.
 
     Raises:
         InputError: fewer than two patches, or batches of one.
         MealGpuError: the loss is NaN or infinite, or the device's memory is used up.
+        RunError: the savepoint cannot be read or written.
     """
     if min(len(patches), schedule.batch_size) < 2:
         raise InputError(
@@ -82,22 +88,26 @@ def train(
     )
     with explained(device, what, _LOWER):
         return _trained(
-            model, patches, oracle, schedule, seed=seed, step=step, validate=validate, advance=advance
-        )
+            model, patches, oracle, schedule, seed=seed, step=step, validate=validate, advance=advance,
+            savepoint=savepoint,
+        )  # fmt: skip
 
 
 def _trained(
     model: Segmenter, patches: torch.Tensor, oracle: Oracle, schedule: Schedule, *, seed: int, step: int,
-    validate: Callable[[], Evaluation] | None, advance: Advance,
+    validate: Callable[[], Evaluation] | None, advance: Advance, savepoint: Savepoint | None,
 ) -> Trained:  # fmt: skip
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trainable, schedule.learning_rate, fused=True)
     batches = _Batches(model, patches, oracle, schedule)
-    history: list[dict[str, float]] = []
-    best: tuple[float, int, Evaluation | None, dict[str, torch.Tensor]] | None = None
+    what = f"{hashlib.sha256(patches.cpu().numpy().tobytes()).hexdigest()}, {schedule.epochs} epochs"
+    training = Training(what, model, optimiser)
     with torch.random.fork_rng():
         torch.manual_seed(rng.integer(seed, step, "dropout"))
-        for epoch in range(1, schedule.epochs + 1):
+        if savepoint:
+            training.restore(savepoint)
+            advance(len(training.history))
+        for epoch in range(len(training.history) + 1, schedule.epochs + 1):
             if schedule.decay_every and epoch > 1 and (epoch - 1) % schedule.decay_every == 0:
                 for group in optimiser.param_groups:
                     group["lr"] *= 0.1
@@ -114,15 +124,17 @@ def _trained(
             if validate and (last or (schedule.keep == "best" and epoch % schedule.validate_every == 0)):
                 evaluation = validate()
                 row["mean_iou"] = evaluation.mean_iou
-                score = -math.inf if math.isnan(evaluation.mean_iou) else evaluation.mean_iou
-                if best is None or schedule.keep == "last" or score > best[0]:
-                    best = (score, epoch, evaluation, copy.deepcopy(model.state_dict()))
-            history.append(row)
+                if schedule.keep == "last" or training.is_best(evaluation):
+                    training.best = Best(epoch, evaluation, copy.deepcopy(model.state_dict()))
+            training.history.append(row)
             advance(1)
+            if savepoint and not last and savepoint.due():
+                training.save(savepoint)
+    best = training.best
     if best is None:
-        return Trained(schedule.epochs, None, history)
-    model.load_state_dict(best[3])
-    return Trained(best[1], best[2], history)
+        return Trained(schedule.epochs, None, training.history)
+    model.load_state_dict(best.weights)
+    return Trained(best.epoch, best.evaluation, training.history)
 
 
 def _epoch(

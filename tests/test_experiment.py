@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from meal_gpu import config as configs
-from meal_gpu import data, experiment, ops, rng
+from meal_gpu import data, experiment, ops, rng, train
 from meal_gpu.acquisition import draw_control
 from meal_gpu.calibration import LIMITS
 from meal_gpu.compare import compare, gather
@@ -20,6 +20,7 @@ from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Builder
 from meal_gpu.preparation import resolve
+from meal_gpu.savepoint import Savepoint
 
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
 
@@ -189,6 +190,37 @@ def test_members_and_temperature_are_taken_up_where_a_run_is_continued(
     for file in files:
         if (whole / file).is_file():
             assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("name", ["model", "member-01"])
+def test_a_long_training_goes_on_within_its_step(
+    name: str, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped right after the savepoint of one network, of which one epoch of two is left."""
+    config = tiny.replace(strategy="ensemble", members=2, epochs=2, final_epochs=1, steps=1)
+    whole = experiment.run(config, tmp_path / "whole").path
+    trained: list[int] = []
+    write, epoch = Savepoint.write, train._epoch
+
+    def stopped(self: Savepoint, *given: Any) -> None:
+        write(self, *given)
+        if self.path.stem == name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("meal_gpu.savepoint.SECONDS", 0)
+    monkeypatch.setattr(Savepoint, "write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run/steps").iterdir()] == [".training-000"]
+    monkeypatch.setattr(Savepoint, "write", write)
+    monkeypatch.setattr(train, "_epoch", lambda *given: (trained.append(1), epoch(*given))[1])
+    experiment.run(config, tmp_path / "run", resume=True)
+    assert len(trained) == {"model": 1 + 2, "member-01": 1 + 1}[name] + 1  # and the last step's
+    files = {p.relative_to(whole) for p in whole.rglob("*") if p.is_file()}
+    assert files == {p.relative_to(tmp_path / "run") for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    for file in files:
+        same = (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
+        assert same or file.name in ("env.json", "log.jsonl"), file
 
 
 def test_supervised_trains_on_every_image(tiny: Config, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ ROWS = (
     ("committee",),
     ("pool",),
     ("acquisition", "evaluate", "prediction", "calibration"),
+    ("savepoint",),
     ("train", "record", "control", "footprint"),
     ("preparation", "tracking"),
     ("learner",),

@@ -19,12 +19,14 @@ DRIVER = Path(__file__).with_name("crashing.py")
 
 
 def step(number: int) -> list[str]:
-    folder, ledger = f"run/steps/~00{number}", number + 1
+    folder, saves, ledger = f"run/steps/~00{number}", f"run/steps/.training-00{number}", number + 1
     written = ["model.safetensors", "query.parquet"]
     return [
         *(f"{edge}stage {name} #{ledger}" for name in ("acquire",) for edge in ("", "end of ")),
         *(f"{edge} #{ledger}" for edge in ("stage train", "stage validate")),
         *(f"end of {edge} #{ledger}" for edge in ("stage validate", "stage train")),
+        f"mkdir {saves} #1", f"rmtree {saves} #1",
+        *(f"{what} {saves}/~model.safetensors #1" for what in ("begin", "half of", "rename")),
         f"stage record #{ledger}", f"rmtree {folder} #1", f"mkdir {folder} #1",
         *(f"begin {folder}/{name} #1" for name in written),
         f"half of {folder}/~ledger.parquet #1", f"rename {folder}/~ledger.parquet #1",
@@ -85,7 +87,9 @@ SHORT = {
         "begin run/.lock #1", "half of run/~env.json #1", "half of run/~dataset.json #1",
         "half of run/~config.toml #1", "rename run/~config.toml #1", "stage features #1", "stage fit #1",
         "half of run/~manifold/umap.safetensors #1", "half of run/~manifold/pool.parquet #1",
-        "rename run/~manifold #1", "end of stage train #1", "half of run/steps/~000/model.safetensors #1",
+        "rename run/~manifold #1", "half of run/steps/.training-000/~model.safetensors #1",
+        "rename run/steps/.training-000/~model.safetensors #1", "rmtree run/steps/.training-000 #1",
+        "end of stage train #1", "half of run/steps/~000/model.safetensors #1",
         "end of stage acquire #2", "stage validate #2", "begin run/steps/~001/model.safetensors #1",
         "half of run/steps/~001/~ledger.parquet #1", "half of run/steps/~001/~metrics.json #1",
         "half of run/steps/~001/query.parquet #1", "rename run/steps/~001 #1",
@@ -162,8 +166,9 @@ def started(root: Path, events: dict[str, list[str]]) -> Matrix:
     settings = from_dict(
         {
             "dataset": "cityscapes", "root": str(root / "tree"), "size": [64, 128], "encoder_weights": "none",
-            "initial_images": 1, "query_size": 6, "candidates": 20, "steps": 1, "epochs": 1,
-            "final_epochs": 1, "context": "patch", "precision": "float32", "device": "cpu",
+            "initial_images": 1, "query_size": 6, "candidates": 20, "steps": 1, "epochs": 2,
+            "final_epochs": 2, "validate_every": 2, "context": "patch", "precision": "float32",
+            "device": "cpu",
         }
     )  # fmt: skip
     (root / "settings.toml").write_text(settings.to_toml())
