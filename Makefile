@@ -4,9 +4,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+comma := ,
 # cuML, cuDF and CuPy serve only where there is a GPU to run them
 EXTRAS := dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)cuda13)
-comma := ,
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

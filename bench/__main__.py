@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 
 from bench import ceiling, harness, results
-from meal_gpu.errors import MealGpuError
 
 HERE = Path(__file__).parent
 # In this order, what a whole acquisition is made of comes before it
@@ -46,7 +45,7 @@ def main(
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what there is, and stop.")] = False,
     against: Annotated[
-        Path | None, typer.Option(help="Earlier rows; exit code 1 where these disagree.")
+        Path | None, typer.Option(help="Earlier rows; exit code 1 where these disagree, or none is there.")
     ] = None,
 ) -> None:
     """Measure ours beside what a user would pick instead, and against what the device can do."""
@@ -57,7 +56,13 @@ def main(
         return
     if unknown := [name for name in cases or () if name not in ORDER]:
         raise typer.BadParameter(f"unknown case {', '.join(unknown)}; known: {', '.join(ORDER)}")
-    where = torch.device(device)
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise typer.BadParameter(f"{plot}: .svg or .png", param_hint="--plot")
+    try:
+        where = torch.device(device)
+        before = None if against is None else harness.read(against)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
     if where.type == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no NVIDIA GPU: use --device cpu", param_hint="--device")
     begun = time.monotonic()
@@ -87,10 +92,11 @@ def main(
                     console.print(results.table(found))
                 timed = {row["contender"] for row in found}
                 missing += [f"{name} ({each})" for each in case.contenders if each not in timed]
-    if unmet and not missing:
-        raise typer.BadParameter(
-            f"no case has {', '.join(sorted(unmet))}; there are {', '.join(there)}", param_hint="--contender"
-        )
+        if unmet and not missing:
+            raise typer.BadParameter(
+                f"no case has {', '.join(sorted(unmet))}; there are {', '.join(there)}",
+                param_hint="--contender",
+            )
     for growth in results.growth(rows):
         memory = "" if growth.memory is None else f", memory with {growth.over}^{growth.memory:.2f}"
         console.print(f"{growth.case}: time grows with {growth.over}^{growth.time:.2f}{memory}")
@@ -102,20 +108,17 @@ def main(
         from bench.plot import draw
 
         draw(rows, plot)
-    if against is not None:
-        apart = [each for each in results.compared(harness.read(against), rows) if not each.agree]
+    if before is not None:
+        found_again = results.compared(before, rows)
+        apart = [each for each in found_again if not each.agree]
         for each in apart:
             console.print(f"{each.ratio:.2f} × the time before: {' · '.join(each.key)}", highlight=False)
         console.print(
-            f"{len(apart)} of {len(rows)} rows lie outside the spread of {against}, "
-            f"{results.DRIFT:.0%} more allowed"
+            f"{len(apart)} of the {len(found_again)} rows that are in {against} too lie outside their "
+            f"spread, {results.DRIFT:.0%} more allowed; {len(rows) - len(found_again)} are new"
         )
-        raise typer.Exit(bool(apart))
+        raise typer.Exit(bool(apart) or not found_again)
 
 
 if __name__ == "__main__":
-    try:
-        app(prog_name="meal-gpu bench")
-    except MealGpuError as error:
-        typer.echo(f"bench: {error}", err=True)
-        raise SystemExit(1) from None
+    harness.told(lambda: app(prog_name="meal-gpu bench"))

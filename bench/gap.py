@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import typer
 
+from bench import harness
 from meal_gpu import config as configs
 from meal_gpu import data, rng
 from meal_gpu.evaluate import Evaluation, evaluate
@@ -123,7 +124,8 @@ def main(
             for key in ("whole", "patches"):
                 figures = [each[key] for each in rows]
                 row[f"{key}: best"] = max(figures)
-                row[f"{key}: mean of the last quarter"] = sum(figures[-(epochs // 4) :]) / (epochs // 4)
+                last = figures[-max(1, epochs // 4) :]
+                row[f"{key}: mean of the last quarter"] = sum(last) / len(last)
             print(json.dumps(row), flush=True)
             if out is not None:
                 command = ["python", "-m", "bench.gap", "--variant", name]
@@ -133,4 +135,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    harness.told(lambda: typer.run(main))

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from bench.ceiling import Limits, Work
+from meal_gpu.errors import MealGpuError
 from meal_gpu.record import environment
 
 # Peers, beyond what a run folder records
@@ -287,7 +288,7 @@ def clocks(device: torch.device) -> dict[str, str]:
 
 @contextmanager
 def recording(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Takes rows as they come; `out` is written aside, and takes its name once all are there."""
+    """Takes rows as they come; written aside, they become `out` once all are there, if there are any."""
     if out is None:
         yield lambda rows: None
         return
@@ -300,7 +301,19 @@ def recording(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], Non
             file.flush()
 
         yield write
-    aside.rename(out)
+    if aside.stat().st_size:
+        aside.rename(out)
+    else:
+        aside.unlink()
+
+
+def told(work: Callable[[], object]) -> None:
+    """Do it; an error of meal-gpu's is one line and exit code 1."""
+    try:
+        work()
+    except MealGpuError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ class Growth:
 
 
 def growth(rows: Iterable[dict[str, Any]]) -> list[Growth]:
-    """Of every case that says along which size it is to be fitted."""
+    """Of every case that says along which size it is to be fitted, and was measured at three or more."""
     along: dict[tuple[str, str, str], Rows] = {}
     for row in rows:
         if row["over"]:
@@ -100,6 +100,8 @@ def growth(rows: Iterable[dict[str, Any]]) -> list[Growth]:
     found = []
     for (case, _, over), group in along.items():
         lengths = tuple(row["sizes"][over] for row in group)
+        if len(set(lengths)) < 3:
+            continue
         medians = tuple(row["median"] for row in group)
         peaks = tuple(row["peak_bytes"] for row in group)
         # What is lost in the rounding to pages, or in memory that was there, says nothing

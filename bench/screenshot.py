@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench import harness
 from meal_gpu.errors import UnavailableError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.told(main)

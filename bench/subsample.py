@@ -108,4 +108,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    harness.told(lambda: typer.run(main))

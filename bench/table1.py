@@ -63,7 +63,7 @@ def main(
     ],
     encoder_weights: Annotated[str, typer.Option(help="imagenet, or a .safetensors file.")] = "imagenet",
     strategy: Annotated[str, typer.Option(help="As `meal-gpu run`.")] = ",".join(STRATEGIES),
-    seeds: Annotated[str, typer.Option(help="As `meal-gpu run`.")] = "0..2",
+    seeds: Annotated[str, typer.Option(help="As `meal-gpu run`.")] = "0..4",
     jobs: Annotated[int, typer.Option(help="Runs at once; on one GPU 4 to 6.")] = 1,
     root: Annotated[Path | None, typer.Option(help="CamVid's folder.", show_default="as downloaded")] = None,
     folder: Annotated[Path, typer.Option(help="Where the rows are kept.")] = FOLDER,

@@ -1,15 +1,19 @@
 """The benchmarks count right, say what they did, and run: on the CPU, small, and never against a clock."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
+
+from meal_gpu.acquisition import Query
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -183,6 +187,9 @@ def test_results_are_all_there_or_not(tmp_path: Path) -> None:
         write([{"a": 1}])
         write([{"a": 2}])
     assert harness.read(out) == [{"a": 1}, {"a": 2}]
+    with harness.recording(out):
+        pass  # nothing was measured
+    assert len(harness.read(out)) == 2
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -203,6 +210,7 @@ def test_growth_is_fitted_in_the_logarithms() -> None:
         for n in (1, 4, 16)
     ]
     rows.append(row(case="not along anything"))
+    rows += [row(case="cut short", sizes={"n": n}, over="n") for n in (1, 4)]
     a, b = results.growth(rows)
     assert (a.case, a.over, a.sizes) == ("a", "n", (1, 4, 16))
     assert (a.time, a.memory, b.time) == pytest.approx((1.5, 1.0, 1.5))
@@ -363,7 +371,75 @@ def test_the_command_writes_draws_and_compares(tmp_path: Path) -> None:
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = CliRunner().invoke(app, ["kmeans_plusplus", "--against", str(out)])
     assert done.exit_code == 1
-    assert "2 of 2 rows lie outside the spread" in done.output.replace("\n", " ")
+    assert "2 of the 2 rows that are in" in done.output.replace("\n", " ")
+    out.write_text(json.dumps(rows[0] | {"case": "another"}) + "\n")
+    done = CliRunner().invoke(app, ["kmeans_plusplus", "--against", str(out)])
+    assert done.exit_code == 1
+    assert "0 of the 0 rows" in done.output.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("few_cases")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--contender", "typo"], "no case has typo"),
+        (["--device", "gpu0"], "gpu0"),
+        (["--plot", "rows.jpg"], ".svg or .png"),
+        (["--against", "nothing.jsonl"], "nothing.jsonl"),
+    ],
+)
+def test_a_wrong_argument_is_told_and_costs_no_rows(tmp_path: Path, arguments: list[str], told: str) -> None:
+    from bench.__main__ import app
+
+    out = tmp_path / "rows.jsonl"
+    out.write_text("before")
+    done = CliRunner().invoke(app, ["kmeans_plusplus", "--out", str(out), *arguments])
+    assert done.exit_code == 2
+    assert told in done.output
+    assert out.read_text() == "before"
+
+
+def test_an_error_of_ours_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import harness
+    from meal_gpu.errors import DataError
+
+    def fails() -> None:
+        raise DataError("no such folder")
+
+    with pytest.raises(SystemExit, match="1"):
+        harness.told(fails)
+    assert capsys.readouterr().err == "bench: no such folder\n"
+
+
+@pytest.mark.parametrize("wrong", ["choice", "scores", None])
+def test_parity_fails_where_the_device_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str | None
+) -> None:
+    from bench import parity
+
+    def query(score: float) -> Query:
+        points = torch.arange(40), torch.arange(80.0).reshape(40, 2)
+        return Query(
+            torch.arange(32), ("image",) * 32, torch.zeros(32, 4), torch.zeros(32),
+            pool_scores=torch.full((64,), score), candidates=points,
+        )  # fmt: skip
+
+    answers = itertools.cycle([query(0), query(0.01 if wrong == "scores" else 0)])
+    monkeypatch.setattr(parity, "acquire", lambda *_, **__: next(answers))
+    real = parity.ops.select_for(torch.device("cpu"))
+
+    def reversed_(*given: Any) -> torch.Tensor:
+        return real.kmeans_plusplus(*given).flip(0)
+
+    if wrong == "choice":
+        monkeypatch.setattr(parity.ops, "select_for", lambda _: SimpleNamespace(kmeans_plusplus=reversed_))
+    out = tmp_path / "rows.jsonl"
+    if wrong:
+        with pytest.raises(SystemExit, match="other queries"):
+            parity.main(["--device", "cpu", "--out", str(out)])
+    else:
+        parity.main(["--device", "cpu", "--out", str(out)])
+    assert len(out.read_text().splitlines()) == 2
 
 
 @pytest.mark.usefixtures("few_cases")

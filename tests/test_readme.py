@@ -1,6 +1,8 @@
 """What the README shows runs."""
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,21 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["patch", "image"]
     assert len(lines) == 2 * 9
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_make_installs_what_the_machine_can_use(tmp_path: Path, gpu: bool) -> None:
+    smi = tmp_path / "nvidia-smi"
+    if gpu:
+        smi.write_text("#!/bin/sh\n")
+        smi.chmod(0o755)
+    shell, make = (Path(shutil.which(name) or "").parent for name in ("sh", "make"))
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "--file", README.parent / "Makefile", "demo"],
+        cwd=README.parent, capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}:{shell}:{make}"},
+    )  # fmt: skip
+    assert f"--editable '.[{'dev,cuda13' if gpu else 'dev'}]'" in done.stdout
 
 
 def test_every_option_it_names_exists() -> None:

@@ -66,6 +66,7 @@ def test_a_wheel_carries_the_kernels() -> None:
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert "kernels" in wheel["only-include"]
     assert wheel["sources"]["kernels"] == "meal_gpu/kernels"
+    assert (Path(meal_gpu.__file__).parent / "py.typed").is_file()  # types are for users too
 
 
 @pytest.mark.gpu
