@@ -122,10 +122,11 @@ class Config:
             )
         if not 0 <= self.control_share < 1:
             raise ConfigError(f"control_share is {self.control_share}; it must be at least 0 and below 1")
-        if self.control_share and not round(self.control_share * self.query_size):
+        drawn = round(self.control_share * self.query_size)
+        if self.control_share and not 0 < drawn < self.query_size:
             raise ConfigError(
-                f"control_share is {self.control_share}: of query_size {self.query_size} that is no patch; "
-                f"raise it to {1 / self.query_size:.2g}, or set it to 0"
+                f"control_share is {self.control_share}: of query_size {self.query_size} that is {drawn} patches; "
+                f"set it between {1 / self.query_size:.2g} and {1 - 1 / self.query_size:.2g}, or to 0"
             )
         if not 0 <= self.pool_share <= 1:
             raise ConfigError(f"pool_share is {self.pool_share}; it must be between 0 and 1")
