@@ -125,7 +125,7 @@ class Config:
         drawn = round(self.control_share * self.query_size)
         if self.control_share and not 0 < drawn < self.query_size:
             raise ConfigError(
-                f"control_share is {self.control_share}: of query_size {self.query_size} that is {drawn} patches; "
+                f"control_share is {self.control_share}: {drawn} of query_size {self.query_size} patches; "
                 f"set it between {1 / self.query_size:.2g} and {1 - 1 / self.query_size:.2g}, or to 0"
             )
         if not 0 <= self.pool_share <= 1:

@@ -198,8 +198,8 @@ def test_wrong_types(key: str, value: Any, expected: str) -> None:
             {"device": "cuda:1", "ops": "cpu"},
             ("ops 'cpu'", "device 'cuda:1'", "--device cpu", "--ops reference"),
         ),
-        ({"control_share": 0.01}, ("control_share is 0.01", "query_size 32", "0 patches", "between 0.031")),
-        ({"control_share": 0.99}, ("control_share is 0.99", "query_size 32", "32 patches", "and 0.97")),
+        ({"control_share": 0.01}, ("control_share is 0.01", "0 of query_size 32", "between 0.031")),
+        ({"control_share": 0.99}, ("control_share is 0.99", "32 of query_size 32", "and 0.97")),
     ],
 )
 def test_impossible_values_name_what_was_given_and_what_is_possible(
