@@ -29,7 +29,10 @@ def writing(path: Path, by: str = "") -> Iterator[Path]:
 
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
-    """Yields a folder to fill that then becomes `path`, which is absent or empty; on an error it is gone."""
+    """Yields a folder to fill that then becomes `path`, which is absent or empty; on an error it is gone.
+
+    One process at a time: its lock is held by the caller.
+    """
     path = path.resolve()
     aside = path.parent / f".partial-{path.name}"
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process

@@ -2,10 +2,12 @@
 
 import difflib
 import hashlib
+import inspect
 import pickle
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from meal_gpu.errors import ConfigError, InputError, UnavailableError
+from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableError
 from meal_gpu.models import Network
 
 Tensors = dict[str, torch.Tensor]
@@ -35,7 +37,7 @@ def build(spec: str, arguments: Mapping[str, Any], weights: Path | None = None) 
     Raises:
         ConfigError: no such form or factory, arguments that do not fit, a result that is no network, or one
             that takes no weights; and as `load_weights`.
-        UnavailableError: the module is not there, or something fails when it is imported.
+        UnavailableError: the module is not there, or something fails when it is imported or the factory runs.
     """
     name, colon, attribute = spec.partition(":")
     if not (name and colon and attribute):
@@ -51,11 +53,7 @@ def build(spec: str, arguments: Mapping[str, Any], weights: Path | None = None) 
         factory = getattr(factory, part)
     if not callable(factory):
         raise ConfigError(f"model {spec!r} is a {type(factory).__name__}; name a function or a class")
-    try:
-        model = factory(**arguments)
-    except TypeError as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise ConfigError(f"model {spec!r} cannot be called with ({given}): {error}") from error
+    model = _called_with(factory, arguments, spec)
     is_network = not isinstance(model, type) and all(hasattr(model, part) for part in _NETWORK)
     if not (isinstance(model, nn.Module) or is_network):
         raise ConfigError(
@@ -86,6 +84,27 @@ def _imported(name: str, spec: str) -> Any:
     except Exception as error:  # the module is the user's: whatever it raises is told
         kind = type(error).__name__
         raise UnavailableError(f"model {spec!r}: importing {name} fails: {kind}: {error}") from error
+
+
+def _called_with(factory: Any, arguments: Mapping[str, Any], spec: str) -> Any:
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    signature = None
+    with suppress(TypeError, ValueError):  # some callables have none
+        signature = inspect.signature(factory)
+    try:
+        if signature is not None:
+            signature.bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"model {spec!r} cannot be called with ({given}): {error}") from error
+    try:
+        return factory(**arguments)
+    except (MealGpuError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the factory is the user's: whatever it raises is told
+        if signature is None and isinstance(error, TypeError):
+            raise ConfigError(f"model {spec!r} cannot be called with ({given}): {error}") from error
+        kind = type(error).__name__
+        raise UnavailableError(f"model {spec!r}: calling it with ({given}) fails: {kind}: {error}") from error
 
 
 def _called(thing: Any) -> str:

@@ -19,6 +19,7 @@ from meal_gpu.checkpoint import build, fingerprint, load_weights
 from meal_gpu.errors import ConfigError, InputError, UnavailableError
 
 MODULE = """
+from meal_gpu.errors import ConfigError
 from torch import nn
 
 class Net(nn.Module):
@@ -41,6 +42,12 @@ def number():
 
 def picky():
     raise RuntimeError("the factory's own")
+
+def careless():
+    return len(3)
+
+def told():
+    raise ConfigError("meal-gpu's own")
 
 CONSTANT = 3
 """
@@ -79,9 +86,20 @@ def test_a_network_is_built_from_its_name(home: Path) -> None:
         ("my_networks:bulding", ConfigError, "my_networks has no 'bulding'; it has building"),
         ("my_networks:Net.off", ConfigError, "Net has no 'off'; it has .*of"),
         ("my_networks:CONSTANT", ConfigError, "is a int; name a function or a class"),
-        ("my_networks:building", ConfigError, r"called with \(\): .*missing 1 required.*'classes'"),
+        ("my_networks:building", ConfigError, r"called with \(\): missing a required argument: 'classes'"),
+        ("builtins:range", ConfigError, r"cannot be called with \(\): range expected at least 1"),
         ("my_networks:number", ConfigError, r"returns int; expected a torch\.nn\.Module"),
-        ("my_networks:picky", RuntimeError, "the factory's own"),
+        (
+            "my_networks:picky",
+            UnavailableError,
+            r"calling it with \(\) fails: RuntimeError: the factory's own",
+        ),
+        (
+            "my_networks:careless",
+            UnavailableError,
+            r"calling it with \(\) fails: TypeError: object of type 'int'",
+        ),
+        ("my_networks:told", ConfigError, "^meal-gpu's own$"),
     ],
 )
 def test_a_name_that_does_not_fit(home: Path, spec: str, kind: type[Exception], message: str) -> None:

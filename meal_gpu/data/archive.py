@@ -1,12 +1,19 @@
 """Unpack one folder of a zip file that a stranger may have made, and name its content as git does."""
 
+import errno
 import hashlib
+import lzma
 import stat
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 from meal_gpu.errors import DataError
+
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
+    ValueError,  # a name that is no UTF-8
+)  # fmt: skip
 
 
 def extract(archive: Path, folder: str, target: Path, *, limit: int) -> int:
@@ -22,8 +29,8 @@ def extract(archive: Path, folder: str, target: Path, *, limit: int) -> int:
         The number of files.
 
     Raises:
-        DataError: the file is no zip file or damaged, a member leads out of `target`, is a link or no
-            plain file, more than `limit` bytes come out, or the folder is not in it.
+        DataError: the file is no zip file or damaged, a member is encrypted, leads out of `target`, is a link
+            or no plain file, more than `limit` bytes come out, or the folder is not in it.
     """
     count, room = 0, limit
     try:
@@ -32,6 +39,8 @@ def extract(archive: Path, folder: str, target: Path, *, limit: int) -> int:
                 inside = _inside(archive, member, folder)
                 if inside is None:
                     continue
+                if member.flag_bits & 1:
+                    raise DataError(f"{archive}: member {member.filename!r} is encrypted; unpack it by hand")
                 path = target / inside
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with zipped.open(member) as source, path.open("xb") as file:
@@ -41,10 +50,14 @@ def extract(archive: Path, folder: str, target: Path, *, limit: int) -> int:
                             raise DataError(f"{archive}: more than {limit} bytes come out of it; not trusted")
                         file.write(block)
                 count += 1
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DataError(f"{archive}: damaged or no zip file ({error}); download it again") from error
     except FileExistsError as error:
         raise DataError(f"{archive}: holds {error.filename} twice; not trusted") from error
+    except DataError:
+        raise
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk
+            raise
+        raise DataError(f"{archive}: damaged or no zip file ({error}); download it again") from error
     if not count:
         raise DataError(f"{archive}: holds no folder {folder}/")
     return count

@@ -41,8 +41,9 @@ def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
         size: working (height, width); default 360×480.
 
     Raises:
-        DataError: a list file or a file it names is missing, or a line cannot be read.
+        DataError: a list file or one it names is missing, a line cannot be read, or an image is named twice.
     """
+    seen: dict[Path, str] = {}
     return Dataset(
         name="camvid",
         root=root,
@@ -50,20 +51,23 @@ def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
         colors=COLORS,
         lookup=LOOKUP,
         size=size or SIZE,
-        train=_split(root, "train"),
-        val=_split(root, "val"),
+        train=_split(root, "train", seen),
+        val=_split(root, "val", seen),
     )
 
 
-def _split(root: Path, split: str) -> Split:
+def _split(root: Path, split: str, seen: dict[Path, str]) -> Split:
+    """`seen` says which line names an image, and grows."""
     source = root / f"{split}.txt"
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(
             f"{source}: no such list file; --root names the folder with train.txt and val.txt, "
             f"and `meal-gpu data download camvid` fetches one"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source}: cannot be read as UTF-8 text: {error}") from error
     folders: dict[Path, frozenset[str]] = {}
     images, labels = [], []
     for number, line in enumerate(lines, start=1):
@@ -74,7 +78,10 @@ def _split(root: Path, split: str) -> Split:
             raise DataError(
                 f"{source}:{number}: {len(fields)} paths, expected 2 (an image and its label file): {line!r}"
             )
-        image, label = (_find(root, field, f"{source}:{number}", folders) for field in fields)
+        where = f"{source}:{number}"
+        image, label = (_find(root, field, where, folders) for field in fields)
+        if seen.setdefault(image, where) != where:
+            raise DataError(f"{where}: {image} is in {seen[image]} too; remove one of the lines")
         images.append(image)
         labels.append(label)
     if not images:

@@ -5,6 +5,7 @@ from pathlib import Path
 from meal_gpu.data.dataset import UNKNOWN, VOID, Color, Dataset, Split
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size
+from meal_gpu.images.listing import hidden
 
 SIZE = (512, 1024)
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -74,7 +75,8 @@ def open_tree(root: Path, *, size: Size | None = None, name: str = "cityscapes")
 
 def _split(root: Path, split: str) -> Split:
     folder = root / "leftImg8bit" / split
-    images = tuple(sorted(folder.glob(f"*/*{IMAGE_SUFFIX}")))
+    found = folder.glob(f"*/*{IMAGE_SUFFIX}")
+    images = tuple(sorted(path for path in found if not hidden(f"{path.parent.name}/{path.name}")))
     if not images:
         raise DataError(
             f"{folder}: no CITY/*{IMAGE_SUFFIX} here; unpack leftImg8bit_trainvaltest.zip and "

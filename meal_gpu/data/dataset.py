@@ -75,6 +75,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if len(self.lookup) != 256:
             raise DataError(f"a lookup has 256 entries, one per label value; {len(self.lookup)} were given")
+        require_classes(len(self.classes), str(self.root))
         if len(self.colors) != len(self.classes):
             raise DataError(f"{len(self.classes)} classes but {len(self.colors)} colours")
         if min(self.size) < 1:
@@ -84,6 +85,12 @@ class Dataset:
     def label_ids(self) -> tuple[int, ...]:
         """The ids that may occur in label files, ascending."""
         return tuple(i for i, train_id in enumerate(self.lookup) if train_id != UNKNOWN)
+
+
+def require_classes(count: int, where: str) -> None:
+    """Raises DataError where train ids would reach `VOID`."""
+    if count > VOID:
+        raise DataError(f"{where}: {count} classes, at most {VOID}: train id {VOID} is void; leave some out")
 
 
 @dataclass(frozen=True)

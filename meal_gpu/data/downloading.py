@@ -1,8 +1,5 @@
 """Download a public dataset, check it, and put it into place complete or not at all."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +9,7 @@ from meal_gpu.data import camvid
 from meal_gpu.data.archive import extract, git_tree
 from meal_gpu.data.checking import check
 from meal_gpu.data.dataset import Dataset
+from meal_gpu.data.making import alone, filled
 from meal_gpu.data.registry import DATASETS, default_root, open_dataset
 from meal_gpu.data.transfer import Transferred, fetch
 from meal_gpu.errors import ConfigError, DataError, UnavailableError
@@ -85,6 +83,7 @@ def download(
         ConfigError: `name` has no public archive.
         UnavailableError: the archive cannot be reached; says what to do by hand.
         DataError: a wrong checksum or content, or `root` holds something else.
+        RunError: another process downloads into `root`, which is named; or it cannot be written.
     """
     if name not in ARCHIVES:
         where = f"; get it from {DATASETS[name].url}" if name in DATASETS and DATASETS[name].url else ""
@@ -103,9 +102,26 @@ def install(
     progress: Transferred | None = None,
 ) -> Path:
     """What `download` does, for any archive."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        _check_content(open_dataset(name, target), archive)
+    if _is_there(name, archive, target):
         return target
+    with alone(target):
+        if not _is_there(name, archive, target):
+            _fetch(name, archive, target, url=url, sha256=sha256, progress=progress)
+    return target
+
+
+def _is_there(name: str, archive: Archive, target: Path) -> bool:
+    """Raises DataError where something else is."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    _check_content(open_dataset(name, target), archive)
+    return True
+
+
+def _fetch(
+    name: str, archive: Archive, target: Path, *, url: str | None, sha256: str | None,
+    progress: Transferred | None,
+) -> None:  # fmt: skip
     zipped = target.with_name(target.name + ".zip")
     try:
         fetch(url or archive.url, zipped, sha256=sha256, progress=progress)
@@ -118,12 +134,10 @@ def install(
         _unpack(name, archive, zipped, target, pinned=url is None)
     finally:
         zipped.unlink(missing_ok=True)
-    return target
 
 
 def _unpack(name: str, archive: Archive, zipped: Path, target: Path, *, pinned: bool) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with filled(target) as aside:
         extract(zipped, archive.folder, aside, limit=archive.limit)
         if pinned and archive.tree is not None and (found := git_tree(aside)) != archive.tree:
             raise DataError(
@@ -131,11 +145,6 @@ def _unpack(name: str, archive: Archive, zipped: Path, target: Path, *, pinned: 
                 f"{archive.tree} expected; it was altered or damaged and has been removed"
             )
         _check_content(open_dataset(name, aside), archive)
-        aside.chmod(0o755)
-        os.replace(aside, target)  # noqa: PTH105 - atomic, and fails when the target holds something
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def _check_content(dataset: Dataset, archive: Archive) -> None:

@@ -10,7 +10,7 @@ folder is unlabelled; a split with one needs a mask for every image.
 
 `classes.txt` has one class per line, in the order of the train ids. A class takes the id after the one
 before it, beginning at 0, unless its line says which: `ID: NAME`. `void:` lists the ids to ignore
-(255 when there is no such line). `#` begins a comment.
+(255 when there is no such line). `#` begins a comment. There are 255 classes at most.
 
     void: 0, 255
     1: road
@@ -21,7 +21,7 @@ before it, beginning at 0, unless its line says which: `ID: NAME`. `void:` lists
 from pathlib import Path
 
 from meal_gpu.data import palette
-from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, Split
+from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, Split, require_classes
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
 from meal_gpu.images.listing import files_below
@@ -67,7 +67,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
         DataError: naming the file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad begins files with a mark
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; it holds one class name per line") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -101,6 +101,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
             )
     if not names:
         raise DataError(f"{path}: no classes; write one class name per line")
+    require_classes(len(names), str(path))
     lookup.update(dict.fromkeys([255] if void is None else void, VOID))
     return tuple(names), tuple(lookup.get(i, UNKNOWN) for i in range(256))
 

@@ -39,7 +39,7 @@ def load_images(
         UnavailableError: DALI or the device is not there.
     """
     if split.packed is not None:
-        return _packed(Path(f"{split.packed}.images.npy"), size, device, progress)
+        return _packed(Path(f"{split.packed}.images.npy"), (len(split), *size, 3), device, progress)
     return decoded(split.images, size, torch.device(device), progress)
 
 
@@ -87,7 +87,7 @@ def load_labels(
     if split.labels is None:
         raise DataError(f"{split.root}: this split of {len(split)} images has no labels")
     if split.packed is not None:
-        return _packed(Path(f"{split.packed}.labels.npy"), dataset.size, device, progress)
+        return _packed(Path(f"{split.packed}.labels.npy"), (len(split), *dataset.size), device, progress)
     resident = torch.empty((len(split), *dataset.size), dtype=torch.uint8, device=device)
     fill_labels(resident, split, dataset, progress)
     return resident
@@ -126,17 +126,25 @@ def _unknown(
     return DataError(describe_unknown(paths[image], int(batch[image, row, column]), dataset))
 
 
-def _packed(path: Path, size: Size, device: str | torch.device, progress: Progress | None) -> torch.Tensor:
+def _packed(
+    path: Path, shape: tuple[int, ...], device: str | torch.device, progress: Progress | None
+) -> torch.Tensor:
     try:
         # Copy-on-write: torch wants writable memory, and the file must stay as it is.
         pixels = np.load(path, mmap_mode="c")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable pack ({error}); pack the dataset again") from error
-    if pixels.shape[1:3] != tuple(size):
+    if pixels.dtype != np.uint8 or pixels.ndim != len(shape) or pixels.shape[3:] != shape[3:]:
         raise DataError(
-            f"{path}: packed at {pixels.shape[1]}×{pixels.shape[2]} pixels, {size[0]}×{size[1]} was asked "
+            f"{path}: {pixels.dtype} {list(pixels.shape)}, uint8 {list(shape)} expected; pack it again"
+        )
+    if pixels.shape[1:3] != shape[1:3]:
+        raise DataError(
+            f"{path}: packed at {pixels.shape[1]}×{pixels.shape[2]} pixels, {shape[1]}×{shape[2]} was asked "
             f"for; pack the dataset at that size"
         )
+    if len(pixels) != shape[0]:
+        raise DataError(f"{path}: {len(pixels)} images, pack.json names {shape[0]}; pack the dataset again")
     mapped = torch.from_numpy(pixels)
     if torch.device(device).type == "cpu":
         if progress:

@@ -1,11 +1,12 @@
 """A dataset decoded and resized once: one array file per split, opened without decoding.
 
-OUT/pack.json           name, classes, colours, lookup, size and image names
+OUT/pack.json           name, classes, colours, lookup, size, image names and the arrays' SHA-256
 OUT/train.images.npy    [N, H, W, 3] uint8
 OUT/train.labels.npy    [N, H, W] uint8, train ids with void 255; absent when unlabelled
 OUT/val.images.npy  OUT/val.labels.npy
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from meal_gpu import atomic
 from meal_gpu.data.dataset import Dataset, Progress, Split
 from meal_gpu.data.load import fill_labels
-from meal_gpu.errors import DataError, RunError
+from meal_gpu.data.making import alone, filled
+from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size
 from meal_gpu.images.opening import fill
 
@@ -42,14 +43,12 @@ def pack(dataset: Dataset, out: str | Path, *, progress: Progress | None = None)
 
     Raises:
         DataError: `out` holds something, `dataset` is a pack itself, or a file of the dataset cannot be used.
-        RunError: it cannot be written.
+        RunError: another process packs into `out`, which is named; or it cannot be written.
     """
     if dataset.train.packed is not None:
         raise DataError(f"{dataset.root}: a pack already; copy the folder instead")
     target = Path(out).expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target}: exists already; choose another folder or remove it")
-    manifest = {
+    manifest: dict[str, Any] = {
         "version": _VERSION,
         "name": dataset.name,
         "classes": dataset.classes,
@@ -61,14 +60,13 @@ def pack(dataset: Dataset, out: str | Path, *, progress: Progress | None = None)
             for name, split in (("train", dataset.train), ("val", dataset.val))
         },
     }
-    try:
-        with atomic.folder(target) as aside:
+    with alone(target):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise DataError(f"{target}: exists already; choose another folder or remove it")
+        with filled(target) as aside:
             for name, split in (("train", dataset.train), ("val", dataset.val)):
-                _write_split(aside / name, split, dataset, progress)
+                manifest["splits"][name]["sha256"] = _write_split(aside / name, split, dataset, progress)
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        why = error.strerror or error
-        raise RunError(f"{target}: could not be written: {why}; free some room") from error
     return target
 
 
@@ -78,8 +76,14 @@ def open_pack(root: Path, name: str, *, size: Size | None = None) -> Dataset:
     Raises:
         DataError: the pack is of another dataset, size or version, or cannot be read.
     """
-    manifest = _read(root / MANIFEST)
-    packed_size = (int(manifest["size"][0]), int(manifest["size"][1]))
+    path = root / MANIFEST
+    with _reading(path):
+        return _opened(_read(path), root, name, size)
+
+
+def _opened(manifest: dict[str, Any], root: Path, name: str, size: Size | None) -> Dataset:
+    height, width = manifest["size"]
+    packed_size = (int(height), int(width))
     if manifest["name"] != name:
         raise DataError(f"{root}: a pack of {manifest['name']}, not of {name}; ask for {manifest['name']}")
     if size is not None and tuple(size) != packed_size:
@@ -92,22 +96,47 @@ def open_pack(root: Path, name: str, *, size: Size | None = None) -> Dataset:
         root=root,
         classes=tuple(manifest["classes"]),
         colors=tuple((int(r), int(g), int(b)) for r, g, b in manifest["colors"]),
-        lookup=tuple(manifest["lookup"]),
+        lookup=tuple(map(int, manifest["lookup"])),
         size=packed_size,
         train=_open_split(root, "train", manifest["splits"]["train"]),
         val=_open_split(root, "val", manifest["splits"]["val"]),
     )
 
 
+def contents(packed: Path) -> dict[str, str]:
+    """What changes with the pixels of a packed split, by array file: SHA-256, or the time of a file without.
+
+    Raises:
+        DataError: as `open_pack`.
+    """
+    manifest = packed.parent / MANIFEST
+    with _reading(manifest):
+        hashes = dict(_read(manifest)["splits"][packed.name].get("sha256", {}))
+    return {
+        file.name: f"SHA-256 {hashes[file.name]}"
+        if file.name in hashes
+        else f"modified at {file.stat().st_mtime_ns} ns"
+        for file in sorted(packed.parent.glob(f"{packed.name}.*.npy"))
+    }
+
+
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a readable pack ({error}); pack the dataset again") from error
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    version = manifest["version"]
     if version != _VERSION:
         raise DataError(f"{path}: pack version {version}, expected {_VERSION}; pack the dataset again")
     return manifest
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """DataError for whatever a manifest lacks or has of another kind."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a readable pack ({error!r}); pack the dataset again") from error
 
 
 def _open_split(root: Path, split: str, entry: dict[str, Any]) -> Split:
@@ -116,12 +145,35 @@ def _open_split(root: Path, split: str, entry: dict[str, Any]) -> Split:
     return Split(root, images, labels, packed=root / split)
 
 
-def _write_split(stem: Path, split: Split, dataset: Dataset, progress: Progress | None) -> None:
+def _write_split(stem: Path, split: Split, dataset: Dataset, progress: Progress | None) -> dict[str, str]:
+    """SHA-256 of the pixels by array file."""
+    found = {}
     with _created(Path(f"{stem}.images.npy"), (len(split), *dataset.size, 3)) as images:
-        fill(images, split.images, progress)
+        hashed = _Hashed(images, progress)
+        fill(images, split.images, hashed)
+        found[f"{stem.name}.images.npy"] = hashed.sha256.hexdigest()
     if split.labels is not None:
         with _created(Path(f"{stem}.labels.npy"), (len(split), *dataset.size)) as labels:
-            fill_labels(labels, split, dataset, progress)
+            hashed = _Hashed(labels, progress)
+            fill_labels(labels, split, dataset, hashed)
+            found[f"{stem.name}.labels.npy"] = hashed.sha256.hexdigest()
+    return found
+
+
+class _Hashed:
+    """A progress that hashes what was just written, while memory still has it."""
+
+    def __init__(self, pixels: torch.Tensor, progress: Progress | None) -> None:
+        self.sha256 = hashlib.sha256()
+        self._pixels = pixels
+        self._progress = progress
+        self._done = 0
+
+    def __call__(self, count: int) -> None:
+        self.sha256.update(self._pixels[self._done : self._done + count].numpy().data)
+        self._done += count
+        if self._progress:
+            self._progress(count)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ _INFOS = (
     ),
     DatasetInfo(
         name="cityscapes",
-        summary="2975 + 500 fine-labelled frames of 50 cities, 19 classes, official layout",
+        summary="2975 + 500 fine-labelled frames of 18 + 3 cities, 19 classes, official layout",
         size=cityscapes.SIZE,
         env="CITYSCAPES_DATASET",
         url="https://www.cityscapes-dataset.com",

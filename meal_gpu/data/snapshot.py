@@ -1,23 +1,41 @@
 """What a dataset was when a run began, so that a run is not continued on another one."""
 
+import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from meal_gpu.data import packing
 from meal_gpu.data.dataset import Dataset, Split
+
+_UNCOMPRESSED = (".bmp", ".tif", ".tiff")  # most of them; a TIFF says only within
 
 
 def snapshot(dataset: Dataset) -> dict[str, Any]:
     """Classes, ids, and by split the name of each image with the bytes of its file and its label's, as JSON.
 
-    Not when files were changed: a dataset that was copied is the same. A pack is one file of its own. A file
-    that is not there has None.
+    Not when files were changed: a dataset that was copied is the same. A file that is not there has None.
+    What is not compressed has one size whatever it shows: of packs, BMP and TIFF there are `contents` too.
     """
+    contents = _contents(dataset.train) | _contents(dataset.val)
     return {
+        **({"contents": contents} if contents else {}),
         "classes": list(dataset.classes),
         "ids": {str(i): dataset.lookup[i] for i in dataset.label_ids},
         **{name: _files(split) for name, split in (("train", dataset.train), ("val", dataset.val))},
     }
+
+
+def _contents(split: Split) -> dict[str, str]:
+    if split.packed is not None:
+        return packing.contents(split.packed)
+    found = {}
+    for name, image in zip(split.names, split.images, strict=True):
+        if name.lower().endswith(_UNCOMPRESSED):
+            with suppress(OSError), image.open("rb") as file:
+                found[name] = f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return found
 
 
 def _files(split: Split) -> dict[str, list[int | None]]:
@@ -60,6 +78,10 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
             return f"{split}: the {kind} of {name} has changed, {sizes}{_more(len(changed), 'changed')}"
         if list(old) != list(new):
             return f"{split}: the images are in another order"
+    old, new = (each.get("contents", {}) for each in (before, now))
+    if changed := [name for name in old if new.get(name, old[name]) != old[name]]:
+        then, later = (each[changed[0]][:32] for each in (old, new))  # of a hash its beginning
+        return f"{changed[0]} has changed, {then} then, {later} now{_more(len(changed), 'changed')}"
     return None
 
 

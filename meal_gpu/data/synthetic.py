@@ -4,9 +4,6 @@ The scenes are drawn once into the cache, in Cityscapes' layout. A frame depends
 and its number only, so a longer tree begins with the frames of a shorter one.
 """
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +12,7 @@ from meal_gpu import rng
 from meal_gpu.cache import cache_root
 from meal_gpu.data import cityscapes
 from meal_gpu.data.dataset import Dataset, Progress
+from meal_gpu.data.making import alone, filled
 from meal_gpu.data.street.scene import RARE, draw
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size, image_size
@@ -37,11 +35,13 @@ def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
 
 
 def cached(progress: Progress | None = None) -> Path:
-    """The default tree in the cache; drawn first when it is not there."""
+    """The default tree in the cache; drawn first when it is not there, once for all processes."""
     name = f"synthetic-v{VERSION}-{SIZE[0]}x{SIZE[1]}-{TRAIN}-{VAL}"
     root = cache_root() / name
     if not root.is_dir():
-        write(root, train=TRAIN, val=VAL, size=SIZE, progress=progress)
+        with alone(root, wait=True):
+            if not root.is_dir():
+                _draw(root, {"train": TRAIN, "val": VAL}, SIZE, 0, progress)
     return root
 
 
@@ -49,8 +49,6 @@ def write(
     root: str | Path, *, train: int, val: int, size: Size, seed: int = 0, progress: Progress | None = None
 ) -> Path:
     """Draw a tree in Cityscapes' layout; it appears complete or not at all.
-
-    When two processes write the same tree at once, one of them wins and both return.
 
     Args:
         root: the folder to make.
@@ -65,32 +63,28 @@ def write(
 
     Raises:
         DataError: `root` exists, a count is below 1, or the size is below 16×16.
+        RunError: another process draws it, which is named; or it cannot be written.
     """
     target = Path(root).expanduser().absolute()
-    if target.exists():
-        raise DataError(f"{target}: exists already; choose another folder or remove it")
     if train < 1 or val < 1 or min(size) < 16:
         raise DataError(
             f"a drawn tree needs at least 1 frame in each split and 16×16 pixels; "
             f"train={train}, val={val}, size={size} was asked for"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        for split, count in (("train", train), ("val", val)):
+    with alone(target):
+        if target.exists():
+            raise DataError(f"{target}: exists already; choose another folder or remove it")
+        _draw(target, {"train": train, "val": val}, size, seed, progress)
+    return target
+
+
+def _draw(root: Path, counts: dict[str, int], size: Size, seed: int, progress: Progress | None) -> None:
+    with filled(root) as aside:
+        for split, count in counts.items():
             for index in range(count):
                 _write_frame(aside, split, index, size, seed)
                 if progress:
                     progress(1)
-        aside.chmod(0o755)
-        try:
-            os.rename(aside, target)  # noqa: PTH104 - fails when another process was first
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return target
 
 
 def _write_frame(root: Path, split: str, index: int, size: Size, seed: int) -> None:

@@ -9,12 +9,13 @@ import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meal_gpu.errors import DataError, UnavailableError
+from meal_gpu.errors import ConfigError, DataError, UnavailableError
 
 Transferred = Callable[[int, int | None], None]
 """Called with the bytes that are there, and how many there will be (None: the server does not say)."""
@@ -45,9 +46,11 @@ def fetch(
         `target`.
 
     Raises:
+        ConfigError: `url` is another address.
         UnavailableError: the host cannot be reached or refuses; what arrived is kept and continued later.
         DataError: the file has another checksum; it is removed.
     """
+    _require_http(url)
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = 0
@@ -74,6 +77,16 @@ def fetch(
     part.replace(target)
     _note(part).unlink(missing_ok=True)
     return target
+
+
+def _require_http(url: str) -> None:
+    try:
+        address = urllib.parse.urlsplit(url)
+        usable = address.scheme in ("http", "https") and address.hostname and url.isascii()
+    except ValueError:  # brackets around no address
+        usable = False
+    if not usable:
+        raise ConfigError(f"{url!r} is no address; expected http://… or https://… in ASCII")
 
 
 def _attempt(url: str, part: Path, progress: Transferred | None) -> None:

@@ -5,7 +5,7 @@ import posixpath
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -45,6 +45,8 @@ class Listing(NamedTuple):
 def files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Every file below a folder, linked folders included, save links that lead back to a folder above.
 
+    Not what is `hidden` below it.
+
     Raises:
         DataError: a folder that cannot be read, whose files would be missed.
     """
@@ -56,17 +58,31 @@ def files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{root}: {error.strerror}; make the folder readable or move it away") from error
     for entry in entries:
-        path = Path(entry.path)
-        if path.is_dir():
-            yield from files_below(path, (*above, real))
+        if hidden(entry.name):
+            continue
+        if _is_folder(entry):
+            yield from files_below(Path(entry.path), (*above, real))
         else:
-            yield path
+            yield Path(entry.path)
+
+
+def hidden(path: str) -> bool:
+    """Whether a relative path has a name that begins with a dot, or `@eaDir`, where a NAS keeps previews."""
+    return any(name.startswith(".") or name == "@eaDir" for name in path.split("/"))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def list_images(given: str) -> Listing:
     """List a folder, a .parquet manifest, WebDataset's .tar shards, or what lies below an fsspec URL.
 
-    Folders are listed in all depths, sorted by their files' relative paths, which are the names. A manifest
+    Folders are listed in all depths, sorted by their files' relative paths, which are the names; what is
+    `hidden` is left out, there and in shards. A manifest
     has the files in a column `path`, `file` or `image` (relative to its folder, absolute, or URLs) and may
     have a column `name`; without it the names are the files as given. Shards are one .tar or a pattern, such
     as `s3://bucket/train/*.tar`; names are SHARD/MEMBER. Of images no content is read, and of shards none
@@ -113,7 +129,7 @@ def _prefix(url: str) -> Listing:
     paths = {
         path.removeprefix(base) if path.startswith(base) else posixpath.basename(path): path
         for path in found
-        if _is_image(path)
+        if _is_image(path) and not (path.startswith(base) and hidden(path.removeprefix(base)))
     }
     names = sorted(paths)
     return Listing(
@@ -166,6 +182,7 @@ def _index(system: Any, shard: str, info: Mapping[str, Any]) -> tuple[list[tuple
     rows = [
         (f"{posixpath.splitext(shard)[0]}/{name}", member(url, offset, size, name), stamp)
         for name, offset, size in found.images
+        if not hidden(name)
     ]
     return rows, [f"{shard}/{name}" for name in found.left_out]
 
@@ -186,7 +203,7 @@ def _manifest(given: str) -> Listing:
     missing = [file for file in whole if stamps[file] is None]
     if missing:
         raise DataError(f"{given}: {len(missing)} of {len(whole)} files are not there, first {missing[0]}")
-    _require_unique(whole, f"{given}: the file")
+    require_unique(whole, f"{given}: the file")
     return Listing(names, whole, tuple(stamps[file] or "" for file in whole))
 
 
@@ -294,7 +311,7 @@ def _checked(listing: Listing, given: str) -> Listing:
             name.encode()
         except UnicodeEncodeError:
             raise DataError(f"{given}: the name {name!r} is not valid UTF-8; rename the file") from None
-    _require_unique(listing.names, f"{given}: the name")
+    require_unique(listing.names, f"{given}: the name")
     stems: dict[str, str] = {}
     for name in listing.names:
         stem, suffix = posixpath.splitext(name)
@@ -307,7 +324,8 @@ def _checked(listing: Listing, given: str) -> Listing:
     return listing
 
 
-def _require_unique(values: tuple[str, ...], what: str) -> None:
+def require_unique(values: Sequence[str], what: str) -> None:
+    """Raises DataError naming the rows of a value that is there twice."""
     rows: dict[str, int] = {}
     for row, value in enumerate(values):
         if rows.setdefault(value, row) != row:

@@ -10,7 +10,7 @@ from meal_gpu.errors import DataError, InputError
 from meal_gpu.images.collected import Collected
 from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
-from meal_gpu.images.listing import Listing, files_below
+from meal_gpu.images.listing import Listing, files_below, require_unique
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.probing import probe, refusal
 from meal_gpu.images.remote import Remote
@@ -30,9 +30,9 @@ def open_images(
     """Open a pool of images and say what each is called.
 
     Args:
-        given: a folder (searched for images in all depths, in the order of their paths), a list of files, a
-            uint8 tensor [N, H, W, 3] on any device, or a torch `Dataset` of the map style (see
-            `sources.Drawn`).
+        given: a folder (searched for images in all depths, hidden ones aside, in the order of their paths), a
+            list of different files, a uint8 tensor [N, H, W, 3] on any device, or a torch `Dataset` of the
+            map style (see `sources.Drawn`).
         device: where the batches are needed.
         size: working (height, width) of files; None: that of the first. Tensors and datasets have their own.
         share: of the free memory; files and datasets that take more are read anew in every pass.
@@ -57,6 +57,7 @@ def open_images(
         if not all(isinstance(path, str | Path) for path in given):
             raise InputError("a list of images must hold paths; stack tensors into one [N, H, W, 3]")
         paths = tuple(Path(path).expanduser() for path in given)
+        require_unique(list(map(str, paths)), "images: the file")
         _require_usable(paths)
         return open_files(paths, device, size=size, share=share), tuple(str(path) for path in given)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__"):

@@ -77,12 +77,38 @@ def test_a_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:
     assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()) <= LIMIT
 
 
-def test_damage_is_found(tmp_path: Path) -> None:
-    archive = make(tmp_path / "x.zip", {"Data/a": bytes(range(256)) * 40})
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_found(tmp_path: Path, kind: int) -> None:
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w", kind) as zipped:
+        zipped.writestr("Data/a", bytes(range(256)) * 40)
     content = bytearray(archive.read_bytes())
     content[60] ^= 0xFF
+    content[62] ^= 0xFF
     archive.write_bytes(content)
     with pytest.raises(DataError, match="damaged or no zip file"):
+        extract(archive, "Data", tmp_path / "out", limit=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("a", 6, 1, r"member 'Data/a' is encrypted; unpack it by hand"),
+        ("\xff", -22 - 1, 0xFF, "damaged or no zip file"),  # the name, in UTF-8
+        ("a", -6, 0xFF, "damaged or no zip file"),  # where the directory begins
+    ],
+)
+def test_a_damaged_directory_is_found(
+    tmp_path: Path, name: str, place: int, value: int, message: str
+) -> None:
+    archive = make(tmp_path / "x.zip", {f"Data/{name}": b"x"})
+    content = bytearray(archive.read_bytes())
+    content[place] = value
+    if message.startswith("member"):
+        content[content.index(b"PK\x01\x02") + 8] = value
+    archive.write_bytes(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=message):
         extract(archive, "Data", tmp_path / "out", limit=LIMIT)
 
 

@@ -20,7 +20,7 @@ def make(root: Path, line: str, suffix: str = ".png") -> Path:
         ):
             (root / folder).mkdir(parents=True)
             Image.fromarray(pixels).save(root / folder / f"X{end}")
-        (root / f"{split}.txt").write_text(line.format(s=split))
+        (root / f"{split}.txt").write_text(line.format(s=split), encoding="utf-8")
     return root
 
 
@@ -29,6 +29,7 @@ LINES = {
     "the public archive": "/SegNet/CamVid/{s}/X.png /SegNet/CamVid/{s}annot/X.png\n",
     "with semicolons and blank lines": "\n/SegNet/CamVid/{s}/X.png /SegNet/CamVid/{s}annot/X.png;\r\n\n",
     "other suffix": "{s}/X.jpg {s}annot/X.png",
+    "byte-order mark": "\ufeff{s}/X.png {s}annot/X.png",
     "backslashes": "D:\\CamVid\\{s}\\X.png D:\\CamVid\\{s}annot\\X.png\n",
 }
 
@@ -55,11 +56,26 @@ def test_lookup() -> None:
         ("{s}/Y.png {s}annot/X.png", r"train/Y\.png: file missing, but .*train\.txt:1 lists it"),
         ("../X.png {s}annot/X.png", "leads out of"),
         ("\n", "names no images"),
+        (
+            "{s}/X.png {s}annot/X.png\n\nCamVid/{s}/X.jpg {s}annot/X.png",
+            r"train\.txt:3: .*train/X\.png is in .*train\.txt:1 too; remove one",
+        ),
+        (
+            "train/X.png trainannot/X.png",
+            r"val\.txt:1: .*train/X\.png is in .*train\.txt:1 too; remove one",
+        ),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_dataset("camvid", make(tmp_path, line))
+
+
+def test_a_list_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    make(tmp_path, LINES["relative"])
+    (tmp_path / "val.txt").write_text(LINES["relative"], encoding="utf-16")
+    with pytest.raises(DataError, match=r"val\.txt: cannot be read as UTF-8 text"):
+        open_dataset("camvid", tmp_path)
 
 
 def test_a_missing_list_file_says_how_to_get_one(tmp_path: Path) -> None:

@@ -45,6 +45,16 @@ def test_opens_the_official_layout(cityscapes_tree: MakeTree) -> None:
     assert len(dataset.val) == 2
 
 
+def test_what_is_hidden_is_no_image(cityscapes_tree: MakeTree) -> None:
+    root = cityscapes_tree()
+    names = open_dataset("cityscapes", root).train.names
+    for name in ("city0/._city0_000000_000019", ".trash/city0_000000_000019"):
+        path = root / f"leftImg8bit/train/{name}_leftImg8bit.png"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert open_dataset("cityscapes", root).train.names == names
+
+
 def test_root_comes_from_the_environment(cityscapes_tree: MakeTree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CITYSCAPES_DATASET", str(cityscapes_tree()))
     assert len(open_dataset("cityscapes").train) == 3

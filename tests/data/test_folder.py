@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ CLASSES = [
     ("void:\nroad", ("road",), {0: 0}),
     ("255: road\nvoid: 0", ("road",), {255: 0, 0: VOID}),
     ("traffic light\nVoid: 1", ("traffic light",), {0: 0, 1: VOID}),
+    ("\ufeffroad\ncar", ("road", "car"), {0: 0, 1: 1, 255: VOID}),
+    ("\ufeffvoid: 0\n1: road", ("road",), {0: VOID, 1: 0}),
 ]
 
 WRONG = [
@@ -33,12 +36,13 @@ WRONG = [
     ("255: road\ncar", "256 is no label id"),
     ("void: 0\nroad", "id 0 is void and also class 'road'"),
     ("255: road", "id 255 is void and also class 'road'"),
+    ("void:\n" + "\n".join(f"c{i}" for i in range(256)), r"classes\.txt: 256 classes, at most 255: train id"),
 ]
 
 
 @pytest.mark.parametrize(("text", "names", "ids"), CLASSES)
 def test_classes(tmp_path: Path, text: str, names: tuple[str, ...], ids: dict[int, int]) -> None:
-    (tmp_path / "classes.txt").write_text(text)
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
     found, lookup = read_classes(tmp_path / "classes.txt")
     assert found == names
     assert {i: t for i, t in enumerate(lookup) if t != UNKNOWN} == ids
@@ -58,6 +62,15 @@ def test_explicit_ids_map_to_their_lines(tmp_path_factory: pytest.TempPathFactor
     names, lookup = read_classes(path)
     assert [lookup[label_id] for label_id in ids] == list(range(len(ids)))
     assert names == tuple(f"class {label_id}" for label_id in ids)
+
+
+def test_as_many_classes_as_there_are_train_ids(folder_tree: MakeTree) -> None:
+    names = [f"c{i}" for i in range(255)]
+    dataset = open_dataset("folder", folder_tree(classes="\n".join(names)))
+    assert len(dataset.classes) == 255
+    many = {"classes": (*names, "c255"), "colors": ((0, 0, 0),) * 256}
+    with pytest.raises(DataError, match="256 classes, at most 255"):
+        dataclasses.replace(dataset, **many)
 
 
 def test_opens_both_splits(folder_tree: MakeTree) -> None:

@@ -76,6 +76,18 @@ def test_nothing_is_left_behind_when_it_fails(cityscapes: Dataset, tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == ["cityscapes"]
 
 
+def rewrite(out: Path, **change: object) -> None:
+    manifest = json.loads((out / "pack.json").read_text())
+    (out / "pack.json").write_text(json.dumps(manifest | change))
+
+
+def renamed(out: Path, count: int) -> None:
+    """`count` names of training images in pack.json."""
+    splits = json.loads((out / "pack.json").read_text())["splits"]
+    splits["train"]["names"] = [f"{i}.png" for i in range(count)]
+    rewrite(out, splits=splits)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -83,6 +95,33 @@ def test_nothing_is_left_behind_when_it_fails(cityscapes: Dataset, tmp_path: Pat
         (
             lambda out: (out / "pack.json").write_text(json.dumps({"version": 99})),
             "pack version 99, expected 1",
+        ),
+        *(
+            (lambda out, change=change: rewrite(out, **change), r"pack\.json: not a readable pack")
+            for change in (
+                {"size": "x"},
+                {"size": [24, 48, 3]},
+                {"size": 24},
+                {"splits": {}},
+                {"lookup": ["x"]},
+                {"colors": [1]},
+                {"classes": 3},
+                {"splits": []},
+                {"splits": {"train": 3, "val": 3}},
+            )
+        ),
+        (lambda out: (out / "pack.json").write_text('{"version": 1}'), "not a readable pack"),
+        (lambda out: (out / "pack.json").write_text("[]"), "not a readable pack"),
+        (lambda out: rewrite(out, lookup=[0]), "a lookup has 256 entries, one per label value; 1 were given"),
+        (lambda out: renamed(out, 2), r"train\.images\.npy: 3 images, pack\.json names 2"),
+        (lambda out: renamed(out, 4), r"train\.images\.npy: 3 images, pack\.json names 4"),
+        (
+            lambda out: np.save(out / "train.images.npy", np.zeros((3, 24, 48, 3), np.int16)),
+            r"train\.images\.npy: int16 \[3, 24, 48, 3\], uint8 \[3, 24, 48, 3\] expected",
+        ),
+        (
+            lambda out: np.save(out / "train.images.npy", np.zeros((3, 24, 48), np.uint8)),
+            r"train\.images\.npy: uint8 \[3, 24, 48\], uint8 \[3, 24, 48, 3\] expected",
         ),
         (lambda out: (out / "train.images.npy").write_text("x"), r"train\.images\.npy: not a readable pack"),
         (lambda out: (out / "train.images.npy").unlink(), r"train\.images\.npy: not a readable pack"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meal_gpu.data.transfer import fetch
-from meal_gpu.errors import DataError, UnavailableError
+from meal_gpu.errors import ConfigError, DataError, UnavailableError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 
@@ -201,3 +201,13 @@ def test_it_gives_up_when_nothing_more_comes(server: Server, tmp_path: Path) -> 
 def test_an_unreachable_host(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1/x\.zip: not reachable"):
         fetch("http://127.0.0.1:1/x.zip", tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "file:///etc/passwd", "ftp://host/x.zip", "http://", "http://[x/", "http://host/ü.zip", ""],
+)
+def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address; expected http"):
+        fetch(url, tmp_path / "x.zip")
+    assert not list(tmp_path.iterdir())

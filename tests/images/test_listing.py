@@ -12,9 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from meal_gpu.errors import DataError, UnavailableError
-from meal_gpu.images.listing import Listing, list_images
+from meal_gpu.images.listing import Listing, files_below, list_images
 
 NAMES = ("a.png", "b/1.JPG", "b/2.tiff", "c[0].jpeg")
+
+HIDDEN = (
+    ".hidden.png", "b/._1.JPG", ".ipynb_checkpoints/a-checkpoint.png", "b/.git/x/1.png",
+    "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -68,6 +73,22 @@ def test_a_prefix_is_listed_as_a_folder_is(memory: fsspec.AbstractFileSystem) ->
     memory.pipe_file("/pool/a.png", b"y")
     assert list_images("memory://pool").stamps[0] != listing.stamps[0]
     assert list_images("memory://pool").stamps[1:] == listing.stamps[1:]
+
+
+def test_what_is_hidden_is_no_image(tmp_path: Path, memory: fsspec.AbstractFileSystem) -> None:
+    root = tmp_path / ".kept" / "pool"
+    for name in (*NAMES, *HIDDEN):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+        memory.pipe_file(f"/.kept/pool/{name}", b"x")
+    assert list_images(str(root)).names == list_images("memory://.kept/pool").names == NAMES
+    assert list_images("memory://.kept/pool/.hidden.png").names == (".hidden.png",)
+    assert {path.relative_to(root).as_posix() for path in files_below(root)} == set(NAMES)
+
+
+def test_a_link_to_itself_is_a_file(folder: Path) -> None:
+    (folder / "loop.png").symlink_to("loop.png")
+    assert list_images(str(folder)).names == (*NAMES, "loop.png")
 
 
 def test_no_file_of_a_prefix_is_asked_for(

@@ -222,6 +222,11 @@ def test_files_stay_files_where_there_is_no_room(folder: Path, monkeypatch: pyte
         ([], DataError, "no images"),
         ("/nowhere/at/all", DataError, "no such folder"),
         (["/nowhere/x.png"], DataError, r"/nowhere/x\.png"),
+        (
+            ["/x.png", "/y.png", Path("/x.png")],
+            DataError,
+            r"the file '/x\.png' is there twice, in rows 0 and 2",
+        ),
         (torch.zeros(2, 3, 4, 4), InputError, r"uint8 \[N, H, W, 3\]"),
     ],
 )

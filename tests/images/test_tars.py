@@ -73,6 +73,12 @@ def test_the_images_of_shards_are_named_and_read(tmp_path: Path, kind: int) -> N
     assert len(set(listing.stamps[:2])) == 1, "all images of a shard change with it"
 
 
+def test_hidden_members_are_left_out(tmp_path: Path) -> None:
+    held = {"._0000.png": b"x", ".ipynb_checkpoints/0000.png": png(1), "@eaDir/0000.png": png(1)}
+    write(tmp_path / "a.tar", {**held, **samples(0)})
+    assert list_images(str(tmp_path / "a.tar")).names == ("a/0000.png",)
+
+
 def test_pixels_are_those_of_the_files(tmp_path: Path) -> None:
     paths = []
     for number in range(5):
