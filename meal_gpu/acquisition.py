@@ -6,7 +6,6 @@ Nothing here can reach a label.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ import torch
 from torch import nn
 
 from meal_gpu import rng, strategies
-from meal_gpu.adapters import Normalisation, adapt
-from meal_gpu.errors import InputError
+from meal_gpu.adapters import adapt
+from meal_gpu.errors import ConfigError, InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images.opening import SHARE, Given, open_images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named, require_place
@@ -24,7 +23,8 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT, Manifold
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import select_for
-from meal_gpu.pool import FEATURES, ScoredPool, Settings, candidates_for
+from meal_gpu.ops.public import pair, whole
+from meal_gpu.pool import FEATURES, ScoredPool, Settings, candidates_for, require_passes, temperature_for
 from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies.base import Selection
 
@@ -42,6 +42,7 @@ class Query:
         pool_scores: [P] float32 of the whole pool, or None.
         candidates: [M] int64 embedded patches and their [M, d] coordinates, or None.
         control: how many, at the end, were not chosen by the strategy but drawn uniformly.
+        manifold: Φ, given to `acquire` or fitted there; None where there was neither.
     """
 
     patch_ids: torch.Tensor
@@ -52,6 +53,7 @@ class Query:
     pool_scores: torch.Tensor | None = None
     candidates: tuple[torch.Tensor, torch.Tensor] | None = None
     control: int = 0
+    manifold: Manifold | None = None
 
     def __len__(self) -> int:
         return len(self.patch_ids)
@@ -136,8 +138,8 @@ def acquire(
     manifold_limit: int = LIMIT,
     features: str = "crop",
     layer: str | None = None,
-    mean: Normalisation = IMAGENET_MEAN,
-    std: Normalisation = IMAGENET_STD,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     size: tuple[int, int] | None = None,
     batch_size: int | None = None,
     precision: str = "auto",
@@ -147,7 +149,7 @@ def acquire(
     measure: str = "entropy",
     members: Sequence[nn.Module] = (),
     passes: int = 8,
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> Query:
     """Choose the n patches of a pool that a person should label next.
 
@@ -159,18 +161,20 @@ def acquire(
         n: how many patches; fewer are returned where fewer are unlabelled.
         strategy: a name in `meal_gpu.strategies.STRATEGIES`.
         ledger: says what is labelled already (and is left as it is); None: nothing.
-        manifold: Φ for strategies that need it; None: fitted here on the features of every patch.
+        manifold: Φ for strategies that need it, such as an earlier query's; None: fitted here on the features
+            of every patch.
         seed: of all draws. One seed, and one ledger, give one query.
         grid: rows and columns of patches; the ledger's own where one is given.
-        candidates: N_I, how many patches of highest entropy enter the second stage; None: 200, and for an n
-            above 32 as many more (6.25 n). For one number of them a query begins any larger one.
+        candidates: N_I, how many patches of highest entropy enter the second stage, of strategies that have
+            one; None: 200, and for an n above 32 as many more (6.25 n). For one number of them a query begins
+            any larger one.
         manifold_limit: patches that Φ is fitted on where it is fitted here; see docs/SCALE.md for what a
             share of the pool costs.
         features: "crop": of a patch's own pixels, as in the paper; "shared": of the pass that scores.
         layer: name of the submodule whose output [B, D, h, w] gives features; None: the encoder, where
             `adapt` knows it.
         mean, std: of the normalisation that the model was trained with, for RGB in 0..1.
-        size: (height, width) that image files are resized to; None: that of the first.
+        size: (height, width) that image files, and nothing else, are resized to; None: that of the first.
         batch_size: images in a forward pass; None: 8 on a GPU, 1 on the CPU, whose caches then hold the
             activations.
         precision: "float32", "bfloat16" or "float16" (autocast); "auto": bfloat16 where the hardware has it.
@@ -179,30 +183,40 @@ def acquire(
         ops: "auto" (the fastest that works on `device`), "reference", "cpu" or "cuda".
         measure: a name in `meal_gpu.strategies.MEASURES` that proposes candidates.
         members: further networks of the ensemble, for the measure and strategy of that name.
-        passes: with dropout, for mc-entropy and bald.
-        temperature: that logits are divided by before the softmax.
+        passes: with dropout, for mc-entropy and bald (2 or more).
+        temperature: that logits are divided by before the softmax; None: 1, but for meal-calibrated.
 
     Raises:
         InputError: images, n or ledger that do not fit together, a model that cannot be adapted or is on
             another device, or logits that do not lie over the image.
-        ConfigError: an unknown strategy or measure.
+        ConfigError: an unknown strategy or measure, something that the strategy does not take, or
+            meal-calibrated without a temperature.
         DataError: an image file that cannot be used; it is named.
         UnavailableError: ops or a device that are not there.
         MealGpuError: the model fails, or its output is not finite: the image is named. Or the device's memory
             is used up by one image.
     """
-    for what, number in (("n", n), ("batch_size", batch_size)):
-        if number is not None and not _counts(number):
-            raise InputError(f"{what} must be at least 1, and whole; got {number!r}")
-    if size is not None and (len(size) != 2 or not all(map(_counts, size))):
-        raise InputError(f"size is (height, width), two whole numbers above 0; got {size!r}")
     needs = strategies.needed(strategy, measure)
+    members = tuple(members)
+    _require_taken(strategy, measure, candidates, manifold, members)
+    for what, number, least in (
+        ("n", n, 1), ("batch_size", batch_size, 1), ("candidates", candidates, 1), ("passes", passes, 1),
+        ("manifold_limit", manifold_limit, 4), ("seed", seed, 0),
+    ):  # fmt: skip
+        if number is not None:
+            whole(what, number, least)
+    require_passes(passes, strategy, measure)
+    rows_columns = pair("grid", grid, "rows, columns")
+    files = isinstance(images, str | Path | list | tuple)
+    if size is not None:
+        size = pair("size", size, "height, width")
+        if not files:
+            raise InputError("size is for image files, and a tensor or Dataset has its own: leave it out")
+    if not 0 <= pool_share <= 1:
+        raise InputError(f"pool_share must be between 0 and 1, got {pool_share}")
+    temperature = temperature_for(temperature, strategy)
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature must be above 0, got {temperature}")
-    if manifold_limit < 4:
-        raise InputError(f"manifold_limit must be at least 4, got {manifold_limit}")
-    if passes < 1:
-        raise InputError(f"passes must be at least 1, got {passes}")
     for what, value, known in (
         ("features", features, FEATURES), ("precision", precision, ("auto", *PRECISIONS)),
     ):  # fmt: skip
@@ -215,13 +229,13 @@ def acquire(
             require_place(one, where)
     source, names = open_images(images, where, size=size, share=pool_share)
     if ledger is None:
-        ledger = Ledger.create(Grid(*grid, *source.size), names)
+        ledger = Ledger.create(Grid(*rows_columns, *source.size), names)
     elif (len(ledger.names), ledger.grid.height, ledger.grid.width) != (len(source), *source.size):
         raise InputError(
             f"the ledger holds {len(ledger.names)} images of {ledger.grid.height}×{ledger.grid.width}, "
             f"but {len(source)} of {source.size[0]}×{source.size[1]} were given"
         )
-    elif isinstance(images, str | Path | list | tuple) and ledger.names != names:
+    elif files and ledger.names != names:
         row = next(
             row for row, (one, other) in enumerate(zip(ledger.names, names, strict=True)) if one != other
         )
@@ -243,11 +257,22 @@ def acquire(
         image_set, network, ledger, n, settings, manifold, needs=needs,
         members=[adapt(member, layer=layer, mean=mean, std=std) for member in members],
     )  # fmt: skip
-    return query(pool, strategy, ledger)
+    return replace(query(pool, strategy, ledger), manifold=manifold or pool.fitted)
 
 
-def _counts(number: object) -> bool:
-    return isinstance(number, Integral) and int(number) > 0
+def _require_taken(
+    strategy: str, measure: str, candidates: int | None, manifold: Manifold | None,
+    members: Sequence[nn.Module],
+) -> None:  # fmt: skip
+    """Raises ConfigError for what was given and would change nothing."""
+    takes = strategies.get(strategy)
+    for what, given, taken in (
+        ("candidates", candidates is not None, takes.measured),
+        ("manifold", manifold is not None, takes.manifold),
+        ("members", bool(members), strategies.takes_members(strategy, measure)),
+    ):
+        if given and not taken:
+            raise ConfigError(f"{what} was given, but strategy {strategy!r} takes none: leave it out")
 
 
 def _device_of(model: object, images: object) -> torch.device:

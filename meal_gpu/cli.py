@@ -3,6 +3,7 @@
 Imports of the engine stand inside the commands, so that --help loads no torch.
 """
 
+import io
 import os
 import subprocess
 import sys
@@ -40,6 +41,9 @@ def main() -> None:
     0 done, 1 an error that the user can mend, 2 options that cannot be parsed, 70 a defect of ours, whose
     traceback goes into a file that is named, 130 Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign that a terminal has not stops no command
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (MealGpuError, OSError) as error:
@@ -84,7 +88,10 @@ def run(
         typer.Option(help="Of a sweep: runs at once. On a GPU they share its memory.", show_default="1"),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Acquisition steps, in place of the budget.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs after each step, also the last.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs after each step, also the last (with --set epochs=N all but the last)."),
+    ] = None,
     size: SizeOption = None,
     architecture: Annotated[str | None, typer.Option(help="smp, or paper.")] = None,
     encoder_weights: Annotated[
@@ -127,11 +134,11 @@ def run(
         "features": features, "on_bad": on_bad, "ops": ops, "device": device,
     }  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    parsed = options.key_values("--set", settings or [])
-    given |= {key.replace("-", "_"): value for key, value in parsed.items()}
+    given |= options.other_keys(settings or [], given)
     given |= {"dataset": dataset} if resume and dataset else {}
     if resume and out is None:
         raise ConfigError("--resume needs --out, the folder of the run to continue")
+    from meal_gpu import config as configs
     from meal_gpu.sweep import request
 
     if request.is_asked(str(given.get("strategy", "")), seeds, resume, out):
@@ -149,7 +156,10 @@ def run(
             raise ConfigError("--resume goes on with the run's own settings: leave out --preset and --config")
         chosen = RunFolder.resume(out).config.replace(**given)
     else:
-        chosen = _base(preset, dataset, config, given.get("strategy")).replace(**given)
+        base, said = _base(preset, dataset, config)
+        if given.get("strategy", base.strategy) == configs.SUPERVISED:
+            base = configs.supervised(base, said)
+        chosen = base.replace(**given)
     target = out or Path("runs") / f"{chosen.dataset}-{chosen.strategy}-{chosen.seed}"
 
     from meal_gpu import experiment, report, tracking, trust
@@ -185,35 +195,36 @@ def _sweep(
         raise ConfigError(f"--seed {seed} and --seeds {seeds} exclude each other: choose one")
     stored = request.read(out) if resume and out else None
     whole = preset is not None or config is not None
-    base = stored.base if stored and not whole else _base(preset, dataset, config, None)
+    base, said = (stored.base, ()) if stored and not whole else _base(preset, dataset, config)
     names = None if strategy is None else str(strategy)
     seeds = seeds if seed is None else str(seed)
-    asked = request.build(base, given, strategy=names, seeds=seeds, stored=stored)
+    asked = request.build(base, given, strategy=names, seeds=seeds, stored=stored, said=said)
     target = out or Path("runs") / f"{asked.base.dataset}-sweep"
     sys.exit(command.execute(asked, target, resume=resume, jobs=jobs, track=track))
 
 
-def _base(preset: str | None, dataset: str | None, file: Path | None, strategy: str | None) -> "Config":
-    """What options are applied to: a file, a preset, or the dataset's preset with the faster network."""
+def _base(preset: str | None, dataset: str | None, file: Path | None) -> tuple["Config", tuple[str, ...]]:
+    """What options are applied to: a file, a preset, or the dataset's preset with the faster network; and the
+    keys that the file gives.
+    """
     from meal_gpu import config as configs
 
     if sum(x is not None for x in (preset, file)) > 1:
         raise ConfigError("--preset and --config both give a whole configuration: choose one")
     if file:
         base = configs.read(file)
-        base = base.replace(dataset=dataset) if dataset else base
-    elif preset:
+        return base.replace(dataset=dataset) if dataset else base, configs.keys(file)
+    if preset:
         if preset not in configs.PRESETS:
             raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(configs.PRESETS)}")
         base = configs.PRESETS[preset]
         if dataset not in (None, base.dataset):
             raise ConfigError(f"preset {preset!r} is for {base.dataset}, but --dataset is {dataset}")
-    else:
-        name = dataset or "synthetic"
-        if name not in configs.PRESETS:
-            raise ConfigError(f"unknown dataset {name!r}; known: synthetic, cityscapes, camvid, folder")
-        base = configs.PRESETS[name].replace(architecture="smp")
-    return configs.supervised(base) if strategy == configs.SUPERVISED else base
+        return base, ()
+    name = dataset or "synthetic"
+    if name not in configs.PRESETS:
+        raise ConfigError(f"unknown dataset {name!r}; known: synthetic, cityscapes, camvid, folder")
+    return configs.PRESETS[name].replace(architecture="smp"), ()
 
 
 @app.command()
@@ -319,7 +330,7 @@ def data_draw(
     size: Annotated[str, typer.Option(metavar="HxW", help="Size of the images.")] = "192x384",
     seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
 ) -> None:
-    """Draw a synthetic dataset of any size; open it as `--dataset cityscapes --root OUT`."""
+    """Draw a synthetic dataset; open it as `--dataset cityscapes --root OUT --size HxW`, the size drawn."""
     from meal_gpu.data import synthetic
     from meal_gpu.progress import Terminal
 
@@ -328,3 +339,4 @@ def data_draw(
     with Terminal().stage("draw", train + val) as advance:
         synthetic.write(out, train=train, val=val, size=pixels, seed=seed, progress=advance)
     typer.echo(f"synthetic: {train} train and {val} val images in {out}")
+    typer.echo(f"open it with --dataset cityscapes --root {out} --size {pixels[0]}x{pixels[1]}")

@@ -16,6 +16,7 @@ from meal_gpu import config as configs
 from meal_gpu import data, models, rng, strategies
 from meal_gpu.acquisition import Query, describe, query
 from meal_gpu.config import Config
+from meal_gpu.errors import UnavailableError
 from meal_gpu.frame import nearest
 from meal_gpu.grid import Grid
 from meal_gpu.learner import (
@@ -33,7 +34,7 @@ from meal_gpu.learner import (
     train_step,
 )  # fmt: skip
 from meal_gpu.ledger import Ledger
-from meal_gpu.manifold import Manifold
+from meal_gpu.manifold import Manifold, least_rows
 from meal_gpu.pool import SHARED
 from meal_gpu.preparation import (
     Experiment,
@@ -45,11 +46,11 @@ from meal_gpu.preparation import (
     open_dataset,
     resolve,
 )  # fmt: skip
-from meal_gpu.record import RunFolder, locked, write
+from meal_gpu.record import LOCK, RunFolder, locked, write
 from meal_gpu.scoring import patch_features, shared_features
 from meal_gpu.strategies.base import Selection
 from meal_gpu.timing import Stages
-from meal_gpu.tracking import Tracker, flatten
+from meal_gpu.tracking import Tracker, flatten, open_now
 from meal_gpu.train import Trained
 
 # Lines on a query that is about to be made, such as `trust.stability_lines`
@@ -71,17 +72,27 @@ def run(
         ConfigError: an impossible setting, or one that differs from the run to be continued.
         DataError: a file that cannot be used; the file is named.
         RunError: a run folder that cannot be written or continued.
-        UnavailableError: a package, device or weight file that is not there.
+        UnavailableError: a package, device or weight file that is not there, or a tracker that cannot be
+            opened.
     """
     monitor = monitor or Silent()
     config = resolve(config)
     if config.strategy != configs.SUPERVISED:
         strategies.needed(config.strategy, config.measure)
     if not resume:
+        RunFolder.require_free(out)  # before images are decoded
+        if (out / LOCK).exists():
+            with locked(out):
+                pass
         dataset = open_dataset(config)
         experiment = load(config, monitor, dataset)
         with locked(out):
             folder = RunFolder.create(out, config, experiment.pool.device, _made_on(config, dataset))
+            try:
+                open_now(trackers)
+            except UnavailableError:
+                folder.discard()
+                raise
             folder.quarantine(experiment.quarantined)
             _steps(experiment, folder, monitor, trackers, examine)
         return folder
@@ -174,13 +185,17 @@ def _steps(
         )
 
 
-def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Manifold:
-    """Φ of the run: stored, or fitted on every patch with the pretrained encoder (Step 0)."""
+def _manifold(experiment: Experiment, folder: RunFolder, monitor: Monitor) -> Manifold | None:
+    """Φ of the run: stored, or fitted on every patch with the pretrained encoder (Step 0); None: the pool is
+    too small for a UMAP.
+    """
     config, target = experiment.config, folder.path / "manifold"
     if target.exists():
         return load_manifold(experiment, folder)
     stages = Stages(experiment.pool.device)
     patches = torch.arange(len(experiment.pool) * experiment.grid.patches_per_image)
+    if len(patches) < least_rows(config.manifold_dimension):
+        return None
     with monitor.stage("features of the pool", len(patches)) as advance, stages("features"):
         model = new_model(experiment, 0)
         if config.features == SHARED:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,16 @@ class Ledger:
         self.names = names
 
     @classmethod
-    def create(cls, grid: Grid, names: Sequence[str], *, device: str | torch.device = "cpu") -> "Ledger":
+    def create(
+        cls, grid: Grid, names: Sequence[str | Path], *, device: str | torch.device = "cpu"
+    ) -> "Ledger":
         """A ledger of len(names) images with nothing labelled.
 
         Raises:
+            InputError: a name is given twice, or `names` is one text.
             UnavailableError: `device` is a GPU that is not there, or for which cuDF is not installed.
         """
+        names = _named(names)
         patches = np.arange(len(names) * grid.patches_per_image)
         image, row, column = (torch.from_numpy(values) for values in grid.locate(patches))
         step = torch.full((len(patches),), UNLABELLED, dtype=torch.int16)
@@ -53,7 +58,7 @@ class Ledger:
             "patch": torch.from_numpy(patches), "image": image.int(), "row": row.short(),
             "column": column.short(), "step": step, "score": score,
         }  # fmt: skip
-        return cls(frames.build(columns, torch.device(device)), grid, tuple(names))
+        return cls(frames.build(columns, torch.device(device)), grid, names)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -76,19 +81,23 @@ class Ledger:
 
     def last_step(self) -> int:
         """The newest step that labelled a patch; -1 where none is labelled."""
-        return int(self.frame["step"].max())
+        return int(self.frame["step"].max()) if len(self) else UNLABELLED
 
-    def label(self, patches: torch.Tensor, step: int) -> None:
-        """Mark [n] distinct, unlabelled patches as labelled at `step`.
+    def label(self, patches: torch.Tensor | np.ndarray | Sequence[int], step: int) -> None:
+        """Mark [n] distinct, unlabelled patches, ids of any integer dtype but uint8, as labelled at `step`.
 
         Raises:
-            InputError: a patch that is not in the pool, is given twice, or is labelled already; a step
-                outside 0 to 32,767.
+            InputError: something else than ids; a patch that is not in the pool, is given twice, or is
+                labelled already; a step outside 0 to 32,767.
         """
-        if not 0 <= step <= _LAST_STEP:
-            raise InputError(f"step must be 0 to {_LAST_STEP}, got {step}")
+        try:
+            number = index(step)
+        except TypeError:
+            number = UNLABELLED
+        if not 0 <= number <= _LAST_STEP:
+            raise InputError(f"step must be 0 to {_LAST_STEP}, and whole; got {step}")
         steps = self._steps().clone()
-        ids = patches.to(steps.device)
+        ids = _ids(patches).to(steps.device)
         if len(ids) == 0:
             return
         least, greatest = int(ids.min()), int(ids.max())
@@ -98,11 +107,13 @@ class Ledger:
             raise InputError("a patch is given twice")
         if len(taken := ids[steps[ids] != UNLABELLED]):
             raise InputError(f"patch {int(taken[0])} is labelled since step {int(steps[taken[0]])}")
-        steps[ids] = step
+        steps[ids] = number
         self.frame["step"] = frames.column(steps)
 
     def set_scores(self, scores: torch.Tensor) -> None:
-        """[len(self)] float32: the newest scores of the whole pool."""
+        """[len(self)] float32: the newest scores of the whole pool. Raises InputError for another shape."""
+        if scores.shape != (len(self),):
+            raise InputError(f"scores must be [{len(self)}], one for each patch; got {list(scores.shape)}")
         self.frame["score"] = frames.column(scores.detach().to(self.device, torch.float32, copy=True))
 
     def set_embedding(self, patches: torch.Tensor, embedding: torch.Tensor) -> None:
@@ -113,21 +124,18 @@ class Ledger:
             column[rows] = values
             self.frame[f"embedding_{axis}"] = frames.column(column)
 
-    def extended(self, names: Sequence[str]) -> "Ledger":
+    def extended(self, names: Sequence[str | Path]) -> "Ledger":
         """This ledger, and unlabelled patches of the images among `names` that it does not have yet.
 
         Raises:
-            InputError: a name is given twice.
+            InputError: as `create`.
         """
-        if len(set(names)) != len(names):
-            twice = Counter(names).most_common(1)[0][0]
-            raise InputError(f"image {twice!r} is given twice")
         known = set(self.names)
-        added = [name for name in names if name not in known]
+        added = [name for name in _named(names) if name not in known]
         if not added:
             return self
-        names = (*self.names, *added)
-        new = Ledger.create(self.grid, names, device=self.device).frame
+        together = (*self.names, *added)
+        new = Ledger.create(self.grid, together, device=self.device).frame
         columns: dict[str, torch.Tensor] = {}
         for name in self.frame.columns:
             old = frames.tensor(self.frame[name])
@@ -136,9 +144,9 @@ class Ledger:
             else:  # an embedding
                 rest = old.new_full((len(new) - len(old),), torch.nan)
             columns[name] = torch.cat([old, rest])
-        return Ledger(frames.build(columns, self.device), self.grid, names)
+        return Ledger(frames.build(columns, self.device), self.grid, together)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write Parquet, whole or not at all.
 
         Beside the columns of the frame there is `name`, the image's, in the first of its rows and null in the
@@ -155,7 +163,7 @@ class Ledger:
         table = table.append_column(_NAME, names)
         table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
         try:
-            with atomic.writing(path) as aside:
+            with atomic.writing(Path(path)) as aside:
                 pq.write_table(table, aside)
         except OSError as error:
             raise RunError(
@@ -163,7 +171,7 @@ class Ledger:
             ) from error
 
     @classmethod
-    def read(cls, path: Path, *, device: str | torch.device = "cpu") -> "Ledger":
+    def read(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Ledger":
         """Read what `write` wrote, from whichever device.
 
         Raises:
@@ -189,3 +197,32 @@ class Ledger:
                 "sorted or filtered?"
             )
         return cls(frames.from_arrow(table, torch.device(device)), grid, names)
+
+
+def _named(names: Sequence[str | Path]) -> tuple[str, ...]:
+    """The images' names as text, each of them once."""
+    if isinstance(names, str | Path):
+        raise InputError(f"names must be a list of the images' names, got the one text {str(names)!r}")
+    texts = tuple(map(str, names))
+    if len(set(texts)) != len(texts):
+        twice = Counter(texts).most_common(1)[0][0]
+        raise InputError(f"image {twice!r} is given twice")
+    return texts
+
+
+def _ids(patches: torch.Tensor | np.ndarray | Sequence[int]) -> torch.Tensor:
+    """[n] int64."""
+    try:
+        ids = patches if isinstance(patches, torch.Tensor) else torch.from_numpy(np.array(patches))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"patches must be a list of ids, [n] of integers: {error}") from error
+    if ids.shape == (0,):
+        return ids.long()
+    # Of uint8 torch makes a mask where it is an index
+    unfit = ids.is_floating_point() or ids.is_complex() or ids.dtype in (torch.bool, torch.uint8)
+    if ids.ndim != 1 or unfit:
+        raise InputError(
+            f"patches must be ids, [n] of integers, got {list(ids.shape)} {ids.dtype}; of a mask take "
+            "mask.nonzero().flatten()"
+        )
+    return ids.long()

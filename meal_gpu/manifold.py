@@ -11,6 +11,7 @@ from safetensors.torch import save as serialise
 from meal_gpu import rng
 from meal_gpu.errors import InputError, RunError
 from meal_gpu.ops import BUILDS, FittedUmap, Ops, select_for
+from meal_gpu.ops.public import require_tensor, whole
 
 _FORMAT = "meal_gpu.manifold/2"
 # Version 1 had no `build` and no `deterministic`: their defaults are what it did
@@ -79,16 +80,23 @@ class Manifold:
             check: as in `transform`.
 
         Raises:
-            InputError: wrong rank or dtype, a value that is not finite, fewer than dimension + 2 rows, an
-                unknown build, or one that cannot be deterministic: cuML's NN-descent.
+            InputError: no tensor, wrong rank or dtype, a value that is not finite, fewer than dimension + 2
+                rows, or than 2 neighbors, a min_dist outside 0 to 1, an unknown build, or one that cannot be
+                deterministic: cuML's NN-descent.
         """
+        for what, number, least in (
+            ("seed", seed, 0), ("neighbors", neighbors, 2), ("dimension", dimension, 1), ("limit", limit, 1),
+        ):  # fmt: skip
+            whole(what, number, least)
+        if not 0 <= min_dist <= 1:
+            raise InputError(f"min_dist must be between 0 and 1, got {min_dist}")
         _check(features, finite=check)
         if build not in BUILDS:
             raise InputError(f"unknown build {build!r}; known: {', '.join(BUILDS)}")
-        if min(len(features), limit) < dimension + 2:
+        if min(len(features), limit) < least_rows(dimension):
             raise InputError(
                 f"{min(len(features), limit)} rows are too few to embed in {dimension} dimensions, "
-                f"which takes {dimension + 2}"
+                f"which takes {least_rows(dimension)}"
             )
         rows = subsample(len(features), limit, seed)
         kept = features.detach()[rows.to(features.device, non_blocking=True)].float()
@@ -161,6 +169,11 @@ class Manifold:
         return cls(features, rows.cpu(), umap, settings)
 
 
+def least_rows(dimension: int) -> int:
+    """How many rows a UMAP takes, at least."""
+    return dimension + 2
+
+
 def subsample(count: int, limit: int, seed: int) -> torch.Tensor:
     """[min(count, limit)] int64, ascending: one row drawn from each of `limit` equal runs of the rows.
 
@@ -174,6 +187,7 @@ def subsample(count: int, limit: int, seed: int) -> torch.Tensor:
 
 
 def _check(features: torch.Tensor, *, finite: bool = True) -> None:
+    require_tensor("features", features)
     if features.ndim != 2 or not features.numel() or not features.is_floating_point():
         raise InputError(
             f"features must be [M, D] floating point, not empty; got {list(features.shape)} {features.dtype}"

@@ -59,6 +59,21 @@ def key_values(option: str, items: list[str]) -> dict[str, Any]:
     return values
 
 
+def other_keys(items: list[str], given: dict[str, Any]) -> dict[str, Any]:
+    """Keys of the config that --set gives, beside those `given` by options of their own.
+
+    Raises:
+        ConfigError: a key that both give, or the dataset, which has settings of its own.
+    """
+    found = {key.replace("-", "_"): value for key, value in key_values("--set", items).items()}
+    if "dataset" in found:
+        raise ConfigError("--set dataset: use --dataset, which takes the settings of that dataset too")
+    twice = [key for key in found if key in given and key != "final_epochs"]  # of --epochs the lesser half
+    if twice:
+        raise ConfigError(f"{', '.join(twice)}: given by its own option and by --set; leave one out")
+    return found
+
+
 def ledger(path: Path | None) -> Path | None:
     """As given, but the file where it is a link: cache, labels and lock lie beside the file."""
     if path is None:

@@ -7,13 +7,14 @@ import torch
 
 from meal_gpu import committee as committees
 from meal_gpu import rng, strategies
-from meal_gpu.errors import InputError
+from meal_gpu.errors import ConfigError, InputError
 from meal_gpu.ledger import Ledger
-from meal_gpu.manifold import LIMIT, Manifold, subsample
+from meal_gpu.manifold import LIMIT, Manifold, least_rows, subsample
 from meal_gpu.memory import beside
 from meal_gpu.models import Network
 from meal_gpu.ops import MEASURES, Committee, PatchClasses
 from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
+from meal_gpu.strategies import bald
 from meal_gpu.strategies.base import highest
 
 SHARED = "shared"
@@ -35,6 +36,28 @@ def candidates_for(n: int, given: int | None, strategy: str) -> int:
     if given < n:
         raise InputError(f"candidates is {given}, below the {n} patches to choose: raise it, or leave it out")
     return given
+
+
+def temperature_for(given: float | None, strategy: str) -> float:
+    """What logits are divided by: the temperature given, else 1.
+
+    Raises:
+        ConfigError: none is given, and the strategy needs one; or the strategy is unknown.
+    """
+    if given is None and strategies.get(strategy).calibrated:
+        raise ConfigError(
+            f"strategy {strategy!r} needs --temperature (temperature= in Python), fitted on labelled images "
+            "(meal_gpu.calibration.fit_temperature; a run's metrics.json has its own)"
+        )
+    return 1.0 if given is None else given
+
+
+def require_passes(passes: int, strategy: str, measure: str) -> None:
+    """Raises InputError for BALD by one pass, of which only rounding is left."""
+    if passes < 2 and bald.MEASURE.name in (strategy, measure):
+        raise InputError(
+            f"passes is {passes}, and one has a mutual information of 0 everywhere: bald takes 2 or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -205,7 +228,7 @@ class ScoredPool:
         for features, patches in self._described:
             require_finite(features.sum(dim=1), self._grid, self._names, patches)
 
-    def manifold(self) -> Manifold:
+    def manifold(self) -> Manifold | None:
         if self._manifold is None:
             seed = rng.integer(self._settings.seed, 0, "manifold")
             patches = self._present()
@@ -216,11 +239,13 @@ class ScoredPool:
             self._manifold = self.fitted = self._fit(features, seed)
         return self._manifold
 
-    def fit_manifold(self, features: torch.Tensor) -> Manifold:
+    def fit_manifold(self, features: torch.Tensor) -> Manifold | None:
         return self._fit(features, rng.integer(self._settings.seed, self._settings.step, "manifold"))
 
-    def _fit(self, features: torch.Tensor, seed: int) -> Manifold:
+    def _fit(self, features: torch.Tensor, seed: int) -> Manifold | None:
         s = self._settings
+        if len(features) < least_rows(s.dimension):
+            return None
         return Manifold.fit(
             features, seed=seed, neighbors=s.neighbors, min_dist=s.min_dist, dimension=s.dimension,
             limit=len(features), build=s.build, deterministic=s.deterministic, check=False, ops=self.ops,

@@ -1,7 +1,7 @@
 """The run folder: what was asked, what was done, and complete steps only.
 
 config.toml  env.json           written before anything runs; who goes on elsewhere adds that to env.json
-dataset.json                    the files it is made on, their sizes, and the classes
+dataset.json                    the files it is made on, their sizes or hashes, and the classes
 .lock                           held, and says by whom, while a process works on the run
 ledger.parquet                  the newest step's
 steps/003/                      complete, or not there: written aside, then renamed
@@ -58,9 +58,7 @@ class RunFolder:
         Raises:
             RunError: something is in the folder already, or it cannot be written.
         """
-        # A process killed before it wrote config.toml, the last of all, leaves nothing to continue
-        if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _BEGINNING):
-            raise RunError(f"{path} is not empty: pass --resume to continue that run, or another --out")
+        cls.require_free(path)
         try:
             (path / "steps").mkdir(parents=True, exist_ok=True)
             write(path / "env.json", json.dumps(environment(device), indent=2) + "\n")
@@ -70,6 +68,21 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{path}: the run folder cannot be written: {error.strerror}") from error
         return cls(path, config)
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Raises RunError unless a run can start in `path`, for nothing of worth is there."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: the run folder cannot be written: File exists")
+        # A process killed before it wrote config.toml, the last of all, leaves nothing to continue
+        if path.is_dir() and not {p.name for p in path.iterdir()} <= _BEGINNING:
+            raise RunError(f"{path} is not empty: pass --resume to continue that run, or another --out")
+
+    def discard(self) -> None:
+        """Remove all of a run that could not start, so that another one can; its lock is held."""
+        for found in list(self.path.iterdir()):
+            if found.name != LOCK:
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
 
     @classmethod
     def resume(cls, path: Path) -> "RunFolder":
@@ -211,8 +224,12 @@ class RunFolder:
         """Append one line to log.jsonl. Raises RunError where that is not possible."""
         row = {"time": round(time.time(), 3), "event": event, **fields}
         try:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            with (self.path / "log.jsonl").open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a process was killed in the midst of a line
+                        file.write(b"\n")
+                file.write(json.dumps(row).encode() + b"\n")
         except OSError as error:
             raise _unwritten(self.path / "log.jsonl", error) from error
 

@@ -29,9 +29,11 @@ def compare(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold run folders.")],
     out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="RUN/report.html")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also write the learning curves (.svg or .png).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also write the learning curves (.svg, .png or .pdf).")
+    ] = None,
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Show patches, which takes the dataset.")
     ] = True,
@@ -39,10 +41,15 @@ def report(
     """Tabulate runs, and show them in one self-contained page."""
     from meal_gpu import report as reports
 
-    page = reports.write(runs, out, images=images)
     if plot:
-        reports.plot(runs, plot)
-    typer.echo(reports.text(runs))
+        reports.plot_format(plot)
+    found, skipped = reports.find(runs)
+    page = reports.write(found, out or runs[0] / "report.html", images=images)
+    if plot:
+        reports.plot(found, plot)
+    typer.echo(reports.text(found))
+    if said := reports.skips(skipped):
+        typer.echo(said)
     typer.echo(f"report: {page}")
 
 

@@ -230,5 +230,7 @@ def require_finite(
         patch = row if patches is None else int(patches[row])
         image = names[patch // grid.patches_per_image]
         raise MealGpuError(
-            f"{image}: the model's output is NaN or infinite (patch {patch}); check its weights"
+            f"{image}: the model's output is NaN or infinite (patch {patch}): its weights are damaged, "
+            "float16 or bfloat16 overflows (take precision float32), or a class is left out by -inf or the "
+            "lowest number there is (take a low one, such as -10000)"
         )

@@ -56,6 +56,22 @@ def open_trackers(names: Sequence[str], run_path: Path, *, resume: bool = False)
     return list(opened)
 
 
+def open_now(trackers: Sequence[Tracker]) -> None:
+    """Open those that `open_trackers` made, for the run's folder is there and nothing is trained yet.
+
+    Raises:
+        UnavailableError: one cannot be opened; those that were are closed.
+    """
+    ours = [tracker for tracker in trackers if isinstance(tracker, _Once)]
+    try:
+        for tracker in ours:
+            tracker.open()
+    except UnavailableError:
+        for tracker in ours:
+            tracker.close()
+        raise
+
+
 def require(names: Sequence[str]) -> None:
     """Raises ConfigError for an unknown tracker, UnavailableError for one whose package is not installed."""
     for name in names:
@@ -94,24 +110,28 @@ def recorded(folder: RunFolder) -> list[dict[str, float]]:
     """The figures of every complete step of a run, in order, as they were logged or should have been."""
     seconds: dict[int, dict[str, float]] = {}
     log = folder.path / "log.jsonl"
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+    for line in log.read_bytes().splitlines() if log.exists() else ():
         try:
             row = json.loads(line)
-        except ValueError:
-            continue  # half a line, of a killed process
-        if row["event"] == "step":
-            seconds[row["step"]] = row["seconds"]
+            if row["event"] == "step":
+                seconds[int(row["step"])] = dict(row["seconds"])
+        except (ValueError, TypeError, KeyError):
+            continue  # half a line, of a killed process, or none of ours
     return [flatten(metrics, seconds.get(step, {})) for step, metrics in enumerate(folder.metrics())]
 
 
 class _Once:
-    """Gives every step to a vendor once and in order. The first step opens it: its files lie in the run's
-    folder, which has to be empty before. What cannot be sent is a warning, and sent with the next step.
+    """Gives every step to a vendor once and in order. It is opened when the run's folder is there: its
+    files lie in it, and it has to be empty before. What cannot be sent is a warning, and sent with the next
+    step.
     """
 
     def __init__(self, name: str, run_path: Path) -> None:
         self._name, self._run = name, run_path
         self._vendor: _Vendor | None = None
+
+    def open(self) -> None:
+        self._opened()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         vendor = self._opened()
@@ -134,6 +154,7 @@ class _Once:
     def close(self) -> None:
         if self._vendor is not None:
             self._vendor.close()
+            self._vendor = None
 
     def _write(self, steps: Sequence[dict[str, float]]) -> None:
         vendor = self._opened()

@@ -25,7 +25,7 @@ from meal_gpu.models import Builder, Network, Output, Segmenter
 from meal_gpu.ops import Committee, reference
 from meal_gpu.pool import ScoredPool, Settings, candidates_for
 from meal_gpu.scoring import ImageSet, Scored, patch_features, score_pool
-from meal_gpu.strategies import MEASURES, STRATEGIES
+from meal_gpu.strategies import MEASURES, STRATEGIES, takes_members
 
 # What has nothing to draw: the same for every seed
 DRAWN = ("mc-entropy", "bald", "power")
@@ -48,6 +48,7 @@ IMAGES = scenes()
 
 
 MEMBER = Small(3, seed=1)
+PHI = Manifold.__new__(Manifold)  # not looked at
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +74,18 @@ def small_manifold(small: Small) -> Manifold:
 def ask(
     model: Network, n: int, strategy: str, manifold: Manifold | None = None, **arguments: object
 ) -> Query:
-    given = {
-        "grid": (2, 4), "candidates": 20, "ops": "reference", "precision": "float32", "members": [MEMBER],
-        "passes": 3,
-    } | arguments  # fmt: skip
-    return acquire(model, IMAGES, n, strategy=strategy, manifold=manifold, **given)  # type: ignore[arg-type]
+    """With what `strategy` takes, and no more."""
+    given: dict[str, object] = {"grid": (2, 4), "ops": "reference", "precision": "float32", "passes": 3}
+    takes = STRATEGIES[strategy]
+    if takes.measured:
+        given["candidates"] = 20
+    if takes.manifold:
+        given["manifold"] = manifold
+    if takes.calibrated:
+        given["temperature"] = 1.5
+    if takes_members(strategy, str(arguments.get("measure", "entropy"))):
+        given["members"] = [MEMBER]
+    return acquire(model, IMAGES, n, strategy=strategy, **(given | arguments))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -180,8 +188,23 @@ def test_the_manifold_is_fitted_on_as_many_patches_as_asked_for(model: Segmenter
     # That of the candidates holds all of them, however many these are
     free, limited = (ask(model, 5, "meal-ft", seed=4, manifold_limit=limit) for limit in (50_000, 12))
     assert torch.equal(free.patch_ids, limited.patch_ids)
-    with pytest.raises(InputError, match="manifold_limit must be at least 4, got 3"):
+    with pytest.raises(InputError, match="manifold_limit must be at least 4, and whole; got 3"):
         ask(model, 5, "meal", manifold_limit=3)
+
+
+def test_the_manifold_of_a_query_serves_the_next(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Algorithm 1 has it: fitted once, for all steps, however the network is trained in between."""
+    first = ask(small, 5, "meal", seed=4)
+    assert first.manifold is not None and first.candidates is not None
+    monkeypatch.setattr(Manifold, "fit", None)
+    trained = Small(3, seed=2)
+    second = ask(trained, 5, "meal", first.manifold)
+    assert second.manifold is first.manifold and second.candidates is not None
+    features = patch_features(ImageSet(IMAGES, reference), second.candidates[0], trained, GRID)
+    assert torch.equal(second.candidates[1], first.manifold.transform(features))
+    assert ask(small, 5, "entropy").manifold is None
+    monkeypatch.undo()
+    assert ask(small, 5, "meal-ft").manifold is None  # that of its candidates serves no other step
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -211,6 +234,26 @@ def test_the_ledgers_grid_counts(model: Segmenter) -> None:
     query = ask(model, 12, "entropy", ledger=ledger, grid=(9, 9))
     assert sorted(query.patch_ids.tolist()) == list(range(12))
     assert query.boxes[0, 3] == 32
+
+
+@pytest.mark.parametrize("strategy", ["meal", "meal-ft"])
+@pytest.mark.parametrize("labelled", [0, 4])  # of four patches a UMAP can be fitted
+def test_where_patches_are_too_few_for_a_umap_their_scores_decide(
+    strategy: str, labelled: int, small: Small, small_manifold: Manifold
+) -> None:
+    grid = Grid(1, 1, 32, 64) if not labelled else Grid(1, 7, 32, 64)
+    images = IMAGES[: 3 if not labelled else 1]
+    ledger = Ledger.create(grid, NAMES[: len(images)])
+    ledger.label(torch.arange(labelled), 0)
+    given: dict[str, object] = {"ledger": ledger, "precision": "float32", "ops": "reference"}
+    query = acquire(small, images, 2, strategy=strategy, **given)  # type: ignore[arg-type]
+    highest = acquire(small, images, 2, strategy="entropy", **given)  # type: ignore[arg-type]
+    embedded = strategy == "meal" and labelled  # Φ is that of all seven
+    assert (query.embedding is not None) == bool(embedded)
+    assert len(query) == 2 and (embedded or torch.equal(query.patch_ids, highest.patch_ids))
+    if strategy == "meal":  # one that is given serves any pool
+        given["manifold"] = small_manifold
+        assert acquire(small, images, 2, strategy=strategy, **given).embedding is not None  # type: ignore[arg-type]
 
 
 def test_fewer_candidates_than_asked_for_are_refused(small: Small) -> None:
@@ -377,12 +420,30 @@ def test_a_committee_is_not_asked_about_absent_images(of: str, small: Small) -> 
         (IMAGES, {"size": "32x32"}, InputError, ("size is (height, width)", "'32x32'")),
         ([{"image": 1}] * 3, {}, InputError, ("must hold paths",)),
         (IMAGES, {"grid": (5, 40)}, InputError, ("40 columns", "64 pixels")),
-        (IMAGES, {"grid": (0, 4)}, InputError, ("0 rows",)),
+        (IMAGES, {"grid": (0, 4)}, InputError, ("grid is (rows, columns)", "(0, 4)")),
+        (IMAGES, {"grid": 4}, InputError, ("grid is (rows, columns), two whole numbers above 0", "got 4")),
+        (IMAGES, {"size": (32, 32)}, InputError, ("size is for image files", "leave it out")),
+        (IMAGES, {"size": 32}, InputError, ("size is (height, width)", "got 32")),
+        (IMAGES, {"n": True}, InputError, ("n must be at least 1, and whole", "True")),
+        (IMAGES, {"seed": -1}, InputError, ("seed must be at least 0, and whole", "-1")),
+        (IMAGES, {"seed": 1.5}, InputError, ("seed must be at least 0, and whole", "1.5")),
+        (IMAGES, {"pool_share": -3}, InputError, ("pool_share must be between 0 and 1", "-3")),
+        (IMAGES, {"pool_share": math.nan}, InputError, ("pool_share", "nan")),
+        (IMAGES, {"candidates": 20}, ConfigError, ("candidates was given", "'entropy' takes none")),
+        (IMAGES, {"candidates": -5}, ConfigError, ("candidates was given", "'entropy' takes none")),
+        (IMAGES, {"candidates": -5, "strategy": "meal"}, InputError, ("candidates must be at least 1", "-5")),
+        (IMAGES, {"candidates": 20.0, "strategy": "meal"}, InputError, ("candidates", "and whole", "20.0")),
+        (IMAGES, {"members": [MEMBER]}, ConfigError, ("members was given", "'entropy' takes none")),
+        (IMAGES, {"manifold": PHI, "strategy": "meal-ft"}, ConfigError, ("manifold", "'meal-ft' takes none")),
         (IMAGES, {"strategy": "coreset"}, ConfigError, ("'coreset'", "core-set")),
         (IMAGES, {"measure": "meal"}, ConfigError, ("unknown measure 'meal'", "cereals")),
+        (IMAGES, {"strategy": "meal-calibrated"}, ConfigError, ("'meal-calibrated' needs", "temperature=")),
         (IMAGES, {"temperature": 0.0}, InputError, ("temperature must be above 0", "0.0")),
         (IMAGES, {"temperature": float("nan")}, InputError, ("temperature", "nan")),
         (IMAGES, {"passes": 0}, InputError, ("passes must be at least 1", "0")),
+        (IMAGES, {"passes": 2.5}, InputError, ("passes must be at least 1, and whole", "2.5")),
+        (IMAGES, {"strategy": "bald", "passes": 1}, InputError, ("passes is 1", "bald takes 2 or more")),
+        (IMAGES, {"strategy": "meal", "measure": "bald", "passes": 1}, InputError, ("passes is 1", "bald")),
         (IMAGES, {"strategy": "ensemble"}, InputError, ("two members or more", "got 1")),
         (IMAGES, {"strategy": "meal", "measure": "ensemble"}, InputError, ("two members or more",)),
         (IMAGES, {"ops": "gpu"}, InputError, ("'gpu'", "reference")),

@@ -1,9 +1,11 @@
 """Any module: what its logits may look like, and features of a layer by name."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from foreign_networks import (
@@ -45,6 +47,8 @@ def test_logits_are_found_in_what_a_model_returns(wrap: Callable[[torch.Tensor],
         (lambda logits: logits.argmax(dim=1), ("[2, 16, 16]", "torch.int64", "argmax")),
         (lambda logits: logits.argmax(dim=1, keepdim=True), ("torch.int64", "argmax")),
         (lambda logits: logits[:, :1], ("1 logit per pixel", "always 0", "zeros_like")),
+        (lambda logits: logits.softmax(dim=1), ("returns probabilities", "sum of 1", "the logits")),
+        (lambda logits: logits.bfloat16().softmax(dim=1), ("returns probabilities",)),
         (lambda logits: None, ("NoneType", '"out"')),
         (lambda logits: {"masks": logits}, ("dict", '"logits"')),
     ],
@@ -159,6 +163,39 @@ def test_what_is_a_network_already_is_returned() -> None:
     assert adapt(adapter) is adapter
     with pytest.raises(InputError, match="features of its own"):
         adapt(network, layer="encoder")
+
+
+def test_values_are_looked_at_once() -> None:
+    """On a GPU the host waits for them."""
+    kinds = iter([lambda logits: logits, *[lambda logits: logits.softmax(dim=1)] * 2])
+    adapter = adapt(Plain(lambda logits: next(kinds)(logits)))
+    for _ in range(3):
+        adapter(images((32, 32)))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_a_normalisation_may_be_any_three_numbers(kind: Callable[[list[float]], Any]) -> None:
+    adapter = adapt(Plain(), mean=kind([0.5, 0.25, 0.0]), std=kind([0.5, 1.0, 2.0]))
+    assert (adapter.mean, adapter.std) == ((0.5, 0.25, 0.0), (0.5, 1.0, 2.0))
+    assert hash(adapter.mean) == hash((0.5, 0.25, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((math.nan, 0.5, 0.5), (1, 1, 1)),
+        ((0.5, math.inf, 0.5), (1, 1, 1)),
+        ((0.5, 0.5), (1, 1, 1)),
+        ((0.5, 0.5, 0.5), (1, 0, 1)),
+        ((0.5, 0.5, 0.5), (1, 1, math.nan)),
+        (0.5, (1, 1, 1)),
+        ((0.5, 0.5, None), (1, 1, 1)),
+    ],
+)
+def test_what_is_no_normalisation_is_named(mean: Any, std: Any) -> None:
+    with pytest.raises(InputError, match="mean and std are three finite numbers each") as raised:
+        adapt(Plain(), mean=mean, std=std)
+    assert f"got {mean} and {std}" in str(raised.value)
 
 
 @pytest.mark.parametrize("given", [lambda images: images, "model.pt", None, Plain, {"state_dict": 1}])

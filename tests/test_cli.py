@@ -1,6 +1,7 @@
 """The commands as a user calls them."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -44,6 +45,17 @@ def test_help_imports_no_torch() -> None:
         (["run", "--set", "epochs=three"], "epochs is 'three'; expected int"),
         (["run", "--set", "epochs"], "expected KEY=VALUE"),
         (["run", "--set", "epochs=0"], "epochs is 0; it must be at least 1"),
+        (["run", "--set", "cache_gib=.inf"], "cache_gib is inf; it must be finite"),
+        (
+            ["run", "--strategy", "random", "--set", "strategy=meal"],
+            "strategy: given by its own option and by",
+        ),
+        (["run", "--frozen", "--seed", "1", "--set", "seed=2", "--set", "finetune=true"], "seed, finetune: "),
+        (
+            ["run", "--epochs", "1", "--set", "epochs=2", "--set", "final_epochs=3"],
+            "epochs: given by its own",
+        ),
+        (["run", "--set", "dataset=camvid"], "--set dataset: use --dataset"),
         (["run", "--resume"], "--resume needs --out"),
         (["run", "--resume", "--out", "nowhere"], "nowhere holds no run"),
         (["run", "--resume", "--out", "x", "--preset", "camvid"], "leave out --preset and --config"),
@@ -77,6 +89,44 @@ def test_mistakes_are_one_clear_line(arguments: list[str], words: str, scenes: P
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("epochs = 3\nbatch_size = 4\n", ["--strategy", "supervised"], (3, 4, 8e-4, 0)),
+        ("strategy = 'supervised'\nlearning_rate = 0.5\n", [], (60, 2, 0.5, 0)),
+        ("strategy = 'supervised'\nsteps = 2\n", ["--strategy", "random", "--set", "final_epochs=7"],
+         (25, 8, 1e-3, 7)),
+        ("epochs = 3\n", ["--strategy", "supervised", "--epochs", "5", "--set", "final_epochs=6"],
+         (5, 2, 8e-4, 6)),
+    ],
+)  # fmt: skip
+def test_the_baselines_own_settings_give_way_to_a_file_and_to_options(
+    text: str, options: list[str], expected: tuple[object, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from meal_gpu import experiment
+
+    (tmp_path / "c.toml").write_text(text)
+    asked: list[Config] = []
+
+    def run(config: Config, *given: object, **more: object) -> None:
+        asked.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(sys, "argv", ["meal-gpu", "run", "--config", str(tmp_path / "c.toml"), *options])
+    with pytest.raises(SystemExit):
+        cli.main()
+    (found,) = asked
+    assert (found.epochs, found.batch_size, found.learning_rate, found.final_epochs) == expected
+
+
+def test_a_terminal_without_a_sign_stops_no_command() -> None:
+    done = call("strategies", env=os.environ | {"PYTHONIOENCODING": "koi8-r"})
+    assert done.returncode == 0, done.stderr
+    assert "L?th et al." in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -164,6 +214,7 @@ def test_data_commands(scenes: Path, tmp_path: Path) -> None:
     assert (checked.returncode, "6 train and 2 val images, 0 problems" in checked.stdout) == (0, True)
     drawn = call("data", "draw", "tree", "--train", "1", "--val", "1", "--size", "48x96", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
+    assert "open it with --dataset cityscapes --root tree --size 48x96" in drawn.stdout
     label = next((tmp_path / "tree/gtFine/train").rglob("*labelIds.png"))
     label.write_bytes(b"not an image")
     broken = call("data", "check", "cityscapes", "--root", "tree", cwd=tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meal_gpu.config import PRESETS, Config, from_dict, read, supervised
+from meal_gpu.config import PRESETS, Config, from_dict, keys, read, supervised
 from meal_gpu.errors import ConfigError
 
 # DESIGN.md section 2: preset -> dataset, finetune, initial patches (16 an image), N, budget
@@ -74,6 +74,13 @@ def test_supervised_is_the_papers_schedule() -> None:
     assert (s.dataset, s.seed, s.size, s.finetune) == ("camvid", 4, (180, 240), True)
 
 
+def test_supervised_leaves_what_is_kept() -> None:
+    base = Config(epochs=3, batch_size=4, steps=2, finetune=True)
+    s = supervised(base, ("epochs", "batch_size", "finetune", "seed"))
+    assert (s.epochs, s.batch_size, s.finetune) == (3, 4, True)
+    assert (s.strategy, s.steps, s.decay_every, s.learning_rate) == ("supervised", 0, 20, 8e-4)
+
+
 VARIANTS = {
     **PRESETS,
     "defaults": Config(),
@@ -101,6 +108,7 @@ def test_yaml(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"config{suffix}"
     path.write_text("dataset: camvid\nsize: [180, 240]\nlearning_rate: 1\nroot: null\n")
     assert read(path) == Config(dataset="camvid", size=(180, 240), learning_rate=1.0)
+    assert keys(path) == ("dataset", "size", "learning_rate", "root")
     assert isinstance(read(path).learning_rate, float)
 
 
@@ -163,6 +171,8 @@ def test_wrong_types(key: str, value: Any, expected: str) -> None:
         ({"initial_images": 0}, ("initial_images is 0", "at least 1")),
         ({"query_size": 0}, ("query_size is 0", "at least 1")),
         ({"epochs": 0}, ("epochs is 0", "at least 1")),
+        ({"strategy": "bald", "passes": 1}, ("passes is 1", "at least 2")),
+        ({"measure": "bald", "passes": 1}, ("passes is 1", "at least 2")),
         ({"final_epochs": -1}, ("final_epochs is -1", "at least 0")),
         ({"batch_size": 1}, ("batch_size is 1", "at least 2")),
         ({"validate_every": 0}, ("validate_every is 0", "at least 1")),
@@ -178,7 +188,12 @@ def test_wrong_types(key: str, value: Any, expected: str) -> None:
         ({"grid": (4, 0)}, ("grid is (4, 0)", "at least 1")),
         ({"budget": 0.0}, ("budget is 0.0", "at most 1")),
         ({"budget": 1.5}, ("budget is 1.5", "at most 1")),
-        ({"budget": float("nan")}, ("budget is nan",)),
+        ({"budget": float("nan")}, ("budget is nan", "finite")),
+        ({"control_share": float("nan")}, ("control_share is nan", "finite")),
+        ({"learning_rate": float("inf")}, ("learning_rate is inf", "finite")),
+        ({"cache_gib": float("inf")}, ("cache_gib is inf", "finite")),
+        ({"pool_share": float("-inf")}, ("pool_share is -inf", "finite")),
+        ({"manifold_min_dist": float("nan")}, ("manifold_min_dist is nan", "finite")),
         ({"candidates": 31}, ("candidates is 31", "query_size 32")),
         ({"learning_rate": 0.0}, ("learning_rate is 0.0", "above 0")),
         ({"learning_rate": float("nan")}, ("learning_rate is nan",)),

@@ -15,11 +15,13 @@ from meal_gpu.acquisition import draw_control
 from meal_gpu.calibration import LIMITS
 from meal_gpu.compare import compare, gather
 from meal_gpu.config import Config
+from meal_gpu.data import synthetic
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Builder
 from meal_gpu.preparation import resolve
+from meal_gpu.record import locked
 from meal_gpu.savepoint import Savepoint
 
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
@@ -255,6 +257,24 @@ def test_a_pool_that_runs_dry_ends_the_run(tiny: Config, tmp_path: Path) -> None
     assert len(last["history"]) == 3
 
 
+@pytest.mark.parametrize("strategy", ["meal", "meal-ft"])
+@pytest.mark.parametrize(
+    ("rows", "initial", "lengths"),
+    [(1, 2, [2, 1]), (2, 1, [2, 1, 1, 1, 1])],  # pools of 3 patches, of which none is fitted, and of 6
+)
+def test_a_pool_too_small_for_a_umap_is_labelled_to_its_end(
+    strategy: str, rows: int, initial: int, lengths: list[int], tiny: Config, tmp_path: Path
+) -> None:
+    synthetic.write(tmp_path / "tree", train=3, val=1, size=(96, 192), seed=0)
+    config = tiny.replace(
+        root=str(tmp_path / "tree"), grid=[rows, 1], strategy=strategy, query_size=1, steps=9, batch_size=2,
+        initial_images=initial,
+    )  # fmt: skip
+    path = experiment.run(config, tmp_path / "run").path
+    assert [len(query) for query in queries(path)] == lengths
+    assert (path / "manifold").exists() == (strategy == "meal" and rows == 2)
+
+
 def test_initial_patches_are_all_patches_of_some_images() -> None:
     grid = Grid(4, 4, 64, 64)
     patches = experiment.initial_patches(grid, 100, 3, seed=1)
@@ -302,10 +322,17 @@ def test_unlabelled_images_cannot_run(tmp_path: Path) -> None:
 
 
 def test_a_run_refuses_a_folder_in_use_and_other_settings(
-    runs: dict[str, Path], tiny: Config, tmp_path: Path
+    runs: dict[str, Path], tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RunError, match="--resume"):
-        experiment.run(tiny, runs["meal"])
+    def load(*given: object) -> None:
+        raise AssertionError("the pool is decoded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "load", load)
+        with pytest.raises(RunError, match="--resume"):
+            experiment.run(tiny, runs["meal"])
+        with locked(tmp_path / "busy"), pytest.raises(RunError, match="busy is in use by process"):
+            experiment.run(tiny, tmp_path / "busy")
     with pytest.raises(ConfigError, match="query_size: 6 → 7"):
         experiment.run(tiny.replace(query_size=7), runs["meal"], resume=True)
     with pytest.raises(RunError, match="holds no run"):

@@ -105,6 +105,12 @@ def test_baals_loop_labels_what_is_uncertain(baal: Any) -> None:
     assert sorted(np.flatnonzero(dataset.labelled)) == [1, 3]
 
 
+def test_baals_one_class_is_refused(baal: Any) -> None:
+    for sigmoid in (torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8, 3)):
+        with pytest.raises(InputError, match=r"entropy of a softmax over one class is always 0.*return two"):
+            baal.PatchEntropy(GRID).get_uncertainties(sigmoid)
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 4, 2, 2)])
 def test_baals_other_predictions_are_named(baal: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="iterations"):

@@ -1,9 +1,11 @@
 """The table of the pool: who is labelled since which step."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,10 +126,68 @@ def test_labelling_what_cannot_be_labelled_changes_nothing(
     pd.testing.assert_frame_equal(table(ledger), before)
 
 
-@pytest.mark.parametrize("step", [-1, -5, 40_000])
-def test_a_step_that_is_none_is_refused(step: int, ledger: Ledger) -> None:
-    with pytest.raises(InputError, match=f"step must be 0 to 32767, got {step}"):
+@pytest.mark.parametrize("step", [-1, -5, 40_000, 1.7, "1", None])
+def test_a_step_that_is_none_is_refused(step: Any, ledger: Ledger) -> None:
+    with pytest.raises(InputError, match=f"step must be 0 to 32767, and whole; got {step}"):
         ledger.label(ids(2), step)
+    ledger.label(ids(2), np.int64(1))
+    assert table(ledger)["step"].max() == 1
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint16", "int32", "uint64"])
+def test_ids_of_any_integer_kind_are_labelled(kind: str, device: str) -> None:
+    read_only = np.array([9, 2], kind)
+    read_only.flags.writeable = False
+    for patches in ([9, 2], (np.int64(9), 2), read_only, torch.tensor([9, 2], dtype=getattr(torch, kind))):
+        ledger = Ledger.create(GRID, NAMES, device=device)
+        ledger.label([], step=0)
+        ledger.label(patches, step=0)
+        assert ledger.labelled().tolist() == [2, 9]
+
+
+@pytest.mark.parametrize(
+    ("patches", "told"),
+    [
+        (torch.tensor([1.0, 2.0]), "[2] torch.float32"),
+        ([1.0, 2.0], "[2] torch.float64"),
+        (torch.ones(12, dtype=torch.bool), "[12] torch.bool"),
+        (np.array([0, 1], np.uint8), "[2] torch.uint8"),  # a mask of two patches, or the ids 0 and 1
+        ([True, False], "[2] torch.bool"),
+        (torch.tensor(3), "[] torch.int64"),
+        ([[1], [2]], "[2, 1] torch.int64"),
+        (["1"], "can't convert"),
+        ([1, [2]], "inhomogeneous"),
+    ],
+)
+def test_what_are_no_ids_is_refused(patches: Any, told: str, ledger: Ledger) -> None:
+    with pytest.raises(InputError, match=re.escape(told)):
+        ledger.label(patches, step=0)
+    assert len(ledger.labelled()) == 0
+
+
+def test_names_are_text_and_each_is_given_once(tmp_path: Path) -> None:
+    ledger = Ledger.create(GRID, [Path("a/b.png"), "c.png"])
+    assert ledger.names == ("a/b.png", "c.png")
+    assert ledger.extended([Path("c.png"), Path("d.png")]).names == ("a/b.png", "c.png", "d.png")
+    ledger.write(str(tmp_path / "pool.parquet"))
+    assert Ledger.read(str(tmp_path / "pool.parquet")).names == ledger.names
+    for make in (lambda names: Ledger.create(GRID, names), ledger.extended):
+        with pytest.raises(InputError, match="image 'e' is given twice"):
+            make(["e", "f", Path("e")])
+        with pytest.raises(InputError, match="must be a list of the images' names, got the one text 'abc'"):
+            make("abc")
+
+
+def test_a_ledger_of_no_images_has_no_last_step() -> None:
+    assert Ledger.create(GRID, []).last_step() == UNLABELLED
+
+
+@pytest.mark.parametrize("shape", [(3,), (200,), (12, 1), ()])
+def test_scores_of_another_shape_are_refused(shape: tuple[int, ...], ledger: Ledger) -> None:
+    with pytest.raises(
+        InputError, match=re.escape(f"scores must be [12], one for each patch; got {list(shape)}")
+    ):
+        ledger.set_scores(torch.zeros(shape))
 
 
 @given(st.lists(st.sets(st.integers(0, 11), max_size=4), max_size=6))

@@ -186,6 +186,12 @@ def test_rows_that_all_coincide() -> None:
         (torch.zeros(3, 4), {}, ("3 rows", "takes 4")),
         (torch.zeros(6, 4), {"dimension": 5}, ("6 rows", "takes 7")),
         (torch.zeros(30, 4), {"limit": 3}, ("3 rows", "takes 4")),
+        (torch.zeros(30, 4), {"neighbors": 1}, ("neighbors must be at least 2, and whole", "got 1")),
+        (torch.zeros(30, 4), {"neighbors": 2.5}, ("neighbors must be at least 2, and whole", "2.5")),
+        (torch.zeros(30, 4), {"dimension": 0}, ("dimension must be at least 1, and whole", "got 0")),
+        (torch.zeros(30, 4), {"seed": -1}, ("seed must be at least 0, and whole", "-1")),
+        (torch.zeros(30, 4), {"min_dist": 5.0}, ("min_dist must be between 0 and 1", "5.0")),
+        (np.zeros((30, 4)), {}, ("features must be a torch.Tensor, got ndarray",)),
         (torch.tensor([[0.0]] * 9 + [[math.nan]]), {}, ("row 9",)),
         (torch.tensor([[0.0]] * 9 + [[-math.inf]]), {}, ("row 9",)),
     ],
@@ -194,7 +200,7 @@ def test_features_that_cannot_be_fitted(
     features: torch.Tensor, arguments: dict[str, int], told: tuple[str, ...]
 ) -> None:
     with pytest.raises(InputError) as error:
-        Manifold.fit(features, seed=0, **arguments)
+        Manifold.fit(features, **({"seed": 0} | arguments))  # type: ignore[arg-type]
     assert all(part in str(error.value) for part in told)
 
 

@@ -54,7 +54,7 @@ def test_folders_in_use_are_left_alone(folder: RunFolder, tmp_path: Path) -> Non
     with pytest.raises(RunError, match="--resume"):
         RunFolder.create(folder.path, Config(), torch.device("cpu"))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match="not empty"):
+    with pytest.raises(RunError, match="cannot be written: File exists"):
         RunFolder.create(tmp_path / "file", Config(), torch.device("cpu"))
     with pytest.raises(RunError, match="cannot be written"):
         RunFolder.create(Path("/proc/run"), Config(), torch.device("cpu"))
@@ -71,6 +71,17 @@ def test_the_log_is_appended(folder: RunFolder) -> None:
     folder.log("step", step=1)
     rows = [json.loads(line) for line in (folder.path / "log.jsonl").read_text().splitlines()]
     assert [(row["event"], row["step"]) for row in rows] == [("step", 0), ("step", 1)]
+
+
+def test_a_line_that_was_cut_short_takes_no_other_with_it(folder: RunFolder) -> None:
+    folder.log("step", step=0)
+    with (folder.path / "log.jsonl").open("ab") as file:
+        file.write(b'{"event": "st')  # killed
+    folder.log("step", step=1)
+    folder.log("step", step=2)
+    lines = (folder.path / "log.jsonl").read_text().splitlines()
+    assert lines[1] == '{"event": "st'
+    assert [json.loads(lines[i])["step"] for i in (0, 2, 3)] == [0, 1, 2]
 
 
 def test_environment_names_device_and_versions() -> None:

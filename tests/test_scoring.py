@@ -209,8 +209,21 @@ def test_a_score_that_is_not_finite_names_its_image(bad: float) -> None:
     scores = torch.zeros(16)
     require_finite(scores, GRID, ("a.png", "b.png"))
     scores[[11, 13]] = bad
-    with pytest.raises(MealGpuError, match=r"b\.png: .*NaN or infinite \(patch 11\)"):
+    with pytest.raises(MealGpuError, match=r"b\.png: .*NaN or infinite \(patch 11\)") as raised:
         require_finite(scores, GRID, ("a.png", "b.png"))
+    assert all(part in str(raised.value) for part in ("take precision float32", "-inf", "such as -10000"))
+
+
+def test_a_class_that_is_left_out_by_the_advice_is_scored_in_any_precision() -> None:
+    class Without(Brightness):
+        def __call__(self, images: torch.Tensor, /) -> Output:
+            output = super().__call__(images)
+            logits = output.logits.to(torch.float16)
+            logits[:, 0] = -10000
+            return Output(logits, output.features)
+
+    scores = score_pool(pool(scenes(1, 4, 8)), Without(), Grid(1, 2, 4, 8)).scores
+    assert bool(scores.isfinite().all())
 
 
 def test_masked_scores_are_those_of_the_pixels_left(on_cpu: Ops) -> None:

@@ -144,6 +144,11 @@ def test_the_supervised_baseline_keeps_its_own_settings_save_those_given() -> No
     assert asked.config("supervised", 0) == configs.supervised(BASE).replace(**settings)
     assert asked.config("random", 0) == BASE.replace(strategy="random", **settings)
     assert asked.seeds == (BASE.seed,)
+    # As with a file that says so
+    base = BASE.replace(epochs=3, seed=5)
+    asked = request.build(base, {}, strategy="supervised", seeds=None, said=("epochs", "seed", "strategy"))
+    assert asked.given == ("epochs",)
+    assert asked.config("supervised", 1) == configs.supervised(BASE).replace(epochs=3, seed=1)
 
 
 def test_it_is_written_and_read(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_figures_are_read_back_from_the_folder(folder: RunFolder) -> None:
     assert tracking.recorded(folder) == []
     add_steps(folder, 0, 1)
     with (folder.path / "log.jsonl").open("a") as log:
-        log.write('{"event": "st')  # killed
+        log.write('[3]\n7\n{"time": 1}\n{"event": "step", "step": 1, "seconds": 2}\n{"event": "st')  # killed
     assert tracking.recorded(folder) == [expected(0), expected(1)]
 
 
@@ -157,6 +157,24 @@ def test_a_tracker_that_cannot_be_opened_is_an_error(vendor: type[Vendor], folde
     vendor.broken = True
     with pytest.raises(UnavailableError, match="--track vendor cannot be opened: no login"):
         tracking.open_trackers(["vendor"], folder.path, resume=True)
+
+
+def test_a_tracker_that_cannot_be_opened_ends_a_run_before_it_trains_and_blocks_no_other(
+    vendor: type[Vendor], tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+    monkeypatch.setattr(experiment, "_steps", lambda *given: trained.append(vendor.opened))
+    other = type("Other", (vendor,), {"held": [], "opened": 0, "closed": 0, "broken": True})
+    monkeypatch.setitem(tracking._VENDORS, "other", other)
+    trackers = tracking.open_trackers(["vendor", "other"], tmp_path / "run")
+    with pytest.raises(UnavailableError, match="--track other cannot be opened: no login"):
+        experiment.run(tiny, tmp_path / "run", trackers=trackers)
+    for tracker in trackers:
+        tracker.close()
+    assert (trained, vendor.opened, vendor.closed) == ([], 1, 1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    experiment.run(tiny, tmp_path / "run", trackers=trackers[:1])
+    assert trained == [2]
 
 
 def test_unknown_missing_and_nothing_to_resume(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ as any other module is. Nothing of a vendor is imported for it.
 """
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 from torch import nn
@@ -25,8 +26,8 @@ def adapt(
     model: Network | nn.Module,
     *,
     layer: str | None = None,
-    mean: Normalisation = IMAGENET_MEAN,
-    std: Normalisation = IMAGENET_STD,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> Network:
     """A trained segmentation network as a `Network`; the model, its mode and its hooks stay as they are.
 
@@ -41,19 +42,21 @@ def adapt(
         layer: dotted name of the submodule whose output, [B, D, h, w] or [B, D], gives the features. None:
             the last stage of the encoder where the family is known; otherwise there are no features, and
             the first use of them raises an InputError.
-        mean, std: of the normalisation that the model was trained with, for values in 0..1.
+        mean, std: three numbers each, of the normalisation that the model was trained with, for values in
+            0..1.
 
     Raises:
         InputError: something that is no module; a layer that is not there; numbers that are no mean or
-            standard deviation. When it is called: logits of
-            another rank or dtype or of one class, a layer whose output is no feature map.
+            standard deviation. When it is called: logits of another rank or dtype or of one class,
+            probabilities, a layer whose output is no feature map.
     """
+    scale = _normalisation(mean, std)
     if not isinstance(model, type) and all(hasattr(model, name) for name in _NETWORK):
         if layer is not None:
             raise InputError(
                 f"{type(model).__name__} is a Network with features of its own; leave out layer="
             )
-        if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
+        if scale != (IMAGENET_MEAN, IMAGENET_STD):
             raise InputError(
                 f"{type(model).__name__} is a Network with a normalisation of its own; leave out mean and std"
             )
@@ -63,10 +66,20 @@ def adapt(
             f"a model is a torch.nn.Module or a meal_gpu.models.Network (with {', '.join(_NETWORK)}); "
             f"got {type(model).__module__}.{type(model).__qualname__}"
         )
-    if len(mean) != 3 or len(std) != 3 or not all(0 < each < math.inf for each in std):
-        raise InputError(f"mean and std are three numbers each, those of std above 0; got {mean} and {std}")
     model = _unwrapped(model)
-    return _family(model)(model, layer, mean, std)
+    return _family(model)(model, layer, *scale)
+
+
+def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Normalisation, Normalisation]:
+    try:
+        (a, b, c), (d, e, f) = (map(float, each) for each in (mean, std))
+    except (TypeError, ValueError):
+        a = b = c = d = e = f = math.nan
+    if not (all(map(math.isfinite, (a, b, c, d, e, f))) and min(d, e, f) > 0):
+        raise InputError(
+            f"mean and std are three finite numbers each, those of std above 0; got {mean} and {std}"
+        )
+    return (a, b, c), (d, e, f)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import nn
 
 from meal_gpu.errors import InputError
 from meal_gpu.models import Output
+from meal_gpu.ops.public import ONE_CLASS
 
 Normalisation = tuple[float, float, float]
 
@@ -37,6 +38,7 @@ class Adapter(nn.Module):
         self.model = model
         self.mean = mean
         self.std = std
+        self._looked = False  # at the values of its logits
         self._default = self._default_layer()
         self._layer = self._default if layer is None else layer
         # A second reference keeps a BatchNorm from being folded into the very convolution that is looked at
@@ -66,13 +68,24 @@ class Adapter(nn.Module):
     def forward(self, images: torch.Tensor) -> Output:
         if self._layer is None:
             with _evaluating(self.model):
-                logits = _checked(self._logits(images), self.model)
+                logits = self._seen_first(_checked(self._logits(images), self.model))
             output = _LogitsOnly(logits, logits.new_empty(len(logits), 0, 1, 1))
             output.reason = self._missing_layer()
             return output
         with _evaluating(self.model), self._seen(len(images)) as seen:
-            logits = _checked(self._logits(images), self.model)
+            logits = self._seen_first(_checked(self._logits(images), self.model))
         return Output(logits, self._first(seen))
+
+    def _seen_first(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits, of which the values of the first batch are looked at, and of no other: the host waits."""
+        if not self._looked and logits.numel():
+            self._looked = True
+            if _are_probabilities(logits):
+                raise InputError(
+                    f"{type(self.model).__name__} returns probabilities, from 0 to 1 and of a sum of 1 over "
+                    "the classes; return what goes into its softmax, the logits"
+                )
+        return logits
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """[B, D, h, w]: the layer's output; what comes after the layer is not computed."""
@@ -177,8 +190,12 @@ def _checked(output: Any, model: nn.Module) -> torch.Tensor:
             "[B, C, h, w], before any argmax"
         )
     if output.shape[1] < 2:
-        raise InputError(
-            f"{name} returns {output.shape[1]} logit per pixel, and the entropy of a softmax over one class "
-            "is always 0; for a binary model return two: torch.cat([torch.zeros_like(z), z], dim=1)"
-        )
+        raise InputError(f"{name} returns {output.shape[1]} logit per pixel, and {ONE_CLASS}")
     return output
+
+
+def _are_probabilities(logits: torch.Tensor) -> bool:
+    """Whether the classes of the first image sum to 1, as no logits do. The host waits for the answer."""
+    first = logits.detach()[0].float()
+    off = (first.sum(dim=0) - 1).abs().amax()
+    return bool((first.amin() >= 0) & (off <= 1e-3 + torch.finfo(logits.dtype).eps))

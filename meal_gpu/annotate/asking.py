@@ -42,7 +42,7 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
-from meal_gpu.pool import SHARED, ScoredPool, Settings
+from meal_gpu.pool import SHARED, ScoredPool, Settings, require_passes, temperature_for
 from meal_gpu.prediction import class_count, patch_predictions
 from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies import Selection
@@ -90,11 +90,8 @@ def _ask(
 ) -> Report:  # fmt: skip
     atomic.require_new(out)
     needs = strategies.needed(plan.strategy, plan.measure)
-    if strategies.get(plan.strategy).calibrated and plan.temperature is None:
-        raise ConfigError(
-            f"strategy {plan.strategy!r} needs --temperature, fitted on labelled images "
-            "(meal_gpu.calibration.fit_temperature; a run's metrics.json has its own)"
-        )
+    temperature = temperature_for(plan.temperature, plan.strategy)
+    require_passes(plan.passes, plan.strategy, plan.measure)
     if plan.budget.unit in ("clicks", "hours") and not strategies.get(plan.strategy).nested:
         raise ConfigError(
             f"strategy {plan.strategy!r} chooses all patches of a query together, so that a budget of "
@@ -136,7 +133,7 @@ def _ask(
     work = Pass(
         ledger.grid, native, columns_of(plan.features == SHARED, needs),
         default_precision(device) if plan.precision == "auto" else plan.precision,
-        select_for(device, plan.ops).name, 1.0 if plan.temperature is None else plan.temperature,
+        select_for(device, plan.ops).name, temperature,
         None if plan.classes is None else len(plan.classes), valid,
     )  # fmt: skip
     described = (

@@ -88,9 +88,15 @@ class Comparison:
     low: float  # the shares labelled between which areas are taken
     high: float
     aligned: bool  # all strategies label equally many patches per step
+    cut: str  # what alone is compared, where a strategy has more; else ""
     summaries: tuple[Summary, ...]
     pairs: tuple[Pair, ...]
     penalty: Penalty
+
+    @property
+    def started(self) -> bool:
+        """Whether more than one budget is common: at the first, one strategy at least has queried nothing."""
+        return self.low < self.high
 
     @property
     def confidence(self) -> str:
@@ -102,8 +108,8 @@ def compare(gathered: Gathered, *, baseline: str | None = None, level: float = 0
     """Compare strategies over seeds; with a `baseline`, a strategy or label, it alone is tested against.
 
     Strategies are compared on the steps that all have; where they label at another pace, on the budgets that
-    all have, linear between steps. Tests are paired t-tests of areas per seed (`statistics.paired_test`),
-    corrected after Holm for all pairs tested.
+    all have, linear between steps. Where that is one budget no test is made. Tests are paired t-tests of
+    areas per seed (`statistics.paired_test`), corrected after Holm for all pairs tested.
 
     Raises:
         ConfigError: an unknown or ambiguous baseline.
@@ -129,11 +135,23 @@ def compare(gathered: Gathered, *, baseline: str | None = None, level: float = 0
     summaries = tuple(
         _summary(gathered, group, k, (low, high), level) for group, k in zip(groups, used, strict=True)
     )
+    why = "" if low < high else f"only {low:.2%} of the pool labelled is common to all"
     return Comparison(
         gathered=gathered, level=level, baseline=against, low=float(low), high=float(high), aligned=aligned,
-        summaries=summaries, pairs=_pairs(summaries, against, level),
-        penalty=_penalty(groups, steps if aligned else 0),
+        cut=_cut(groups, steps if aligned else 0, (low, high)),
+        summaries=summaries, pairs=_pairs(summaries, against, level, why),
+        penalty=_penalty(groups, steps if aligned else 0, why),
     )  # fmt: skip
+
+
+def _cut(groups: Sequence[Group], steps: int, budgets: tuple[float, float]) -> str:
+    low, high = budgets
+    if steps:
+        shortest = [group.label for group in groups if group.steps == steps]
+        last = f"step{'s 0 to' * (steps > 1)} {steps - 1}"
+        return "" if len(shortest) == len(groups) else f"{last} alone, all there is of {', '.join(shortest)}"
+    ends = {(group.curves[0].share[0], group.curves[0].share[-1]) for group in groups}
+    return "" if ends == {budgets} else f"{low:.2%} to {high:.2%} of the pool labelled, which all have"
 
 
 def _baseline(groups: Sequence[Group], name: str) -> str:
@@ -181,26 +199,29 @@ def supervised_score(gathered: Gathered, group: Group) -> float | None:
     return score if score > 0 else None
 
 
-def _pairs(summaries: Sequence[Summary], baseline: str | None, level: float) -> tuple[Pair, ...]:
+def _pairs(summaries: Sequence[Summary], baseline: str | None, level: float, why: str) -> tuple[Pair, ...]:
+    """`why`: no pair can be tested; "" where it can."""
     if baseline is None:
         chosen = list(combinations(summaries, 2))
     else:
         base = next(s for s in summaries if s.label == baseline)
         chosen = [(other, base) for other in summaries if other is not base]
-    found = [_test(first, second, level) for first, second in chosen]
-    corrected = iter(holm([pair.test.p for pair in found if pair.test]))
+    found = [_test(first, second, level, why) for first, second in chosen]
+    corrected = iter(holm([pair.test.p for pair in found if pair.test and not pair.reason]))
     return tuple(
-        pair if pair.test is None
+        pair if pair.test is None or pair.reason
         else Pair(pair.first, pair.second, pair.seeds, pair.test, float(next(corrected)), pair.reason)
         for pair in found
     )  # fmt: skip
 
 
-def _test(first: Summary, second: Summary, level: float) -> Pair:
+def _test(first: Summary, second: Summary, level: float, why: str) -> Pair:
     seeds = tuple(sorted(set(first.group.seeds) & set(second.group.seeds)))
     a, b = (_of_seeds(summary, seeds) for summary in (first, second))
     test, reason = None, ""
-    if len(seeds) < 2:
+    if why:
+        reason = f"no test: {why}"
+    elif len(seeds) < 2:
         reason = f"no test: {len(seeds) or 'no'} shared seed"
     else:
         test = paired_test(a, b, level)
@@ -215,11 +236,12 @@ def _of_seeds(summary: Summary, seeds: Sequence[int]) -> Array:
     return summary.areas[np.isin(summary.group.seeds, seeds)]
 
 
-def _penalty(groups: Sequence[Group], steps: int) -> Penalty:
+def _penalty(groups: Sequence[Group], steps: int, why: str) -> Penalty:
     seeds = tuple(sorted(set.intersection(*(set(group.seeds) for group in groups))))
     reason = (
         "one strategy" if len(groups) < 2
         else "the strategies label at another pace" if not steps
+        else why if why
         else f"{len(seeds) or 'no'} seed shared by all strategies" if len(seeds) < 2
         else ""
     )  # fmt: skip

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from meal_gpu.config import PLACES, SUPERVISED, Config
+from meal_gpu.config import SUPERVISED, Config
 from meal_gpu.errors import ConfigError, RunError
-from meal_gpu.report.table import load
+from meal_gpu.report.table import SAMPLE, configuration, elsewhere, find, load, skips
 from meal_gpu.statistics import Array
 
 _SAME = ("dataset", "size", "grid")
@@ -54,7 +54,7 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in the seed alone, by ascending seed."""
+    """Runs that differ in the seed alone, and have equally many steps, by ascending seed."""
 
     label: str
     curves: tuple[Curve, ...]
@@ -69,8 +69,8 @@ class Group:
 
     @property
     def steps(self) -> int:
-        """How many steps all of its runs have."""
-        return min(len(curve.labelled) for curve in self.curves)
+        """How many steps each of its runs has."""
+        return len(self.curves[0].labelled)
 
     def scores(self, steps: int) -> Array:
         """[n, steps], one row per seed."""
@@ -100,30 +100,18 @@ def network(group: Group) -> tuple[Any, ...]:
     return tuple(getattr(group.curves[0].config, key) for key in _NETWORK)
 
 
-def gather(paths: Sequence[Path]) -> Gathered:
-    """Read run folders, or folders of run folders.
+def gather(paths: Sequence[str | Path]) -> Gathered:
+    """Read run folders, or folders of run folders. What is left out is said in the notes: a run in such a
+    folder without a complete step, and one that has fewer steps than other seeds of its strategy.
 
     Raises:
         RunError: a folder without runs or with damaged records; two runs of one configuration and seed; pools
             or classes that differ.
         ConfigError: another dataset, size or grid.
     """
-    return group([read(path) for path in find(paths)])
-
-
-def find(paths: Sequence[Path]) -> list[Path]:
-    """Run folders among `paths` and among their children, each once. Raises RunError where there are none."""
-    found: dict[Path, Path] = {}
-    for path in paths:
-        runs = [path]
-        if not (path / "config.toml").is_file():
-            runs = sorted(child.parent for child in path.glob("*/config.toml"))
-            if not runs:
-                raise RunError(
-                    f"{path} holds no run and no folder of runs (no config.toml, no */config.toml)"
-                )
-        found |= {run.resolve(): run for run in runs}
-    return list(found.values())
+    found, skipped = find(paths)
+    gathered = group([read(path) for path in found])
+    return dataclasses.replace(gathered, notes=(*filter(None, [skips(skipped)]), *gathered.notes))
 
 
 def read(path: Path) -> Curve:
@@ -152,7 +140,7 @@ def group(curves: Sequence[Curve]) -> Gathered:
     _require_same(curves)
     by_configuration: dict[Hashable, list[Curve]] = defaultdict(list)
     for curve in curves:
-        by_configuration[_key(curve.config)].append(curve)
+        by_configuration[configuration(curve.config)].append(curve)
     members = [sorted(found, key=lambda curve: curve.config.seed) for found in by_configuration.values()]
     for found in members:
         for one, two in pairwise(found):
@@ -167,8 +155,11 @@ def group(curves: Sequence[Curve]) -> Gathered:
                     f"{one.name} labelled {one.labelled[:steps]} patches step by step, {two.name} "
                     f"{two.labelled[:steps]}: runs that differ in the seed alone label equally many"
                 )
-    learned, usual = _labelled([found for found in members if found[0].config.strategy != SUPERVISED])
-    supervised, _ = _labelled([found for found in members if found[0].config.strategy == SUPERVISED])
+    whole = [_longest(found) for found in members]
+    kept = [curve for found in whole for curve in found]
+    short = [curve for curve in curves if curve not in kept]
+    learned, usual = _labelled([found for found in whole if found[0].config.strategy != SUPERVISED])
+    supervised, _ = _labelled([found for found in whole if found[0].config.strategy == SUPERVISED])
     if not learned:
         raise RunError("only supervised runs were given: nothing to compare with them")
     for this, other in pairwise(supervised):
@@ -177,11 +168,16 @@ def group(curves: Sequence[Curve]) -> Gathered:
                 f"{this.curves[0].name} and {other.curves[0].name} are supervised runs of one network "
                 f"({this.label}; {other.label}): only one of them can be the reference, leave one out"
             )
-    return Gathered(learned, supervised, (*_notes(curves, usual), *_starts(learned)))
+    notes = [*_notes(kept, usual), *_shortened(short)]
+    for made in (*learned, *supervised):
+        notes += elsewhere(made.label, [curve.config for curve in made.curves])
+    return Gathered(learned, supervised, (*notes, *_starts(learned)))
 
 
-def _key(config: Config) -> Hashable:
-    return tuple((k, v) for k, v in dataclasses.asdict(config).items() if k not in ("seed", *PLACES))
+def _longest(curves: Sequence[Curve]) -> list[Curve]:
+    """Those with the most steps: seeds of one strategy have equally many once they are complete."""
+    most = max(len(curve.labelled) for curve in curves)
+    return [curve for curve in curves if len(curve.labelled) == most]
 
 
 def _require_same(curves: Sequence[Curve]) -> None:
@@ -210,7 +206,7 @@ def _labelled(members: Sequence[list[Curve]]) -> tuple[tuple[Group, ...], dict[s
     differing: list[str] = []
     for field in dataclasses.fields(Config):
         values = Counter(getattr(config, field.name) for config in configs)
-        if len(values) > 1 and field.name not in ("strategy", "seed", *PLACES):
+        if len(values) > 1 and field.name not in ("strategy", *SAMPLE):
             differing.append(field.name)
             ((value, count),) = values.most_common(1)
             if 2 * count > len(configs):
@@ -239,6 +235,12 @@ def _starts(groups: Sequence[Group]) -> Iterator[str]:
             f"(seed {seeds}; by {max(by for _, by in apart):.4f} at most): the commit or the machine was not "
             "one, or training does not repeat itself there. A pair compares that, too."
         )
+
+
+def _shortened(short: Sequence[Curve]) -> Iterator[str]:
+    if short:
+        each = "; ".join(f"{c.name}, {len(c.labelled)} step{'s' * (len(c.labelled) > 1)}" for c in short)
+        yield f"Left out, since other seeds of the same strategy have more steps: {each}."
 
 
 def _notes(curves: Sequence[Curve], usual: dict[str, Any]) -> tuple[str, ...]:

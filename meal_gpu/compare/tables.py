@@ -136,7 +136,7 @@ def _pairs(comparison: Comparison) -> str:
     ]
     difference = f"AUBC, first - second [{comparison.confidence} interval]"
     header = ("first", "second", "seeds", difference, "p", "p (Holm)", "outcome")
-    tests = sum(pair.test is not None for pair in comparison.pairs)
+    tests = sum(not pair.reason for pair in comparison.pairs)
     text = "Paired t-tests of the AUBC per seed, two-sided; Holm's correction is for"
     method = f"\n\n{text} {tests} test{'s' * (tests != 1)}." if tests else ""
     return f"## Pairs\n\n{table(header, rows)}{method}"

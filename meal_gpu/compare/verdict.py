@@ -17,10 +17,21 @@ def winner(comparison: Comparison) -> str | None:
 
 
 def verdict(comparison: Comparison) -> str:
-    """What the tests allow to say, in plain text."""
+    """What the tests allow to say, in plain text, and of which steps where some were cut."""
+    if comparison.pairs and comparison.cut:
+        return f"On {comparison.cut}: {_verdict(comparison)}"
+    return _verdict(comparison)
+
+
+def _verdict(comparison: Comparison) -> str:
     pairs = comparison.pairs
     if not pairs:
         return "Nothing can be concluded: there is one strategy, and none to compare it with."
+    if not comparison.started:
+        return (
+            f"Nothing can be concluded: the strategies have {comparison.low:.2%} of the pool labelled in "
+            "common and nothing more, and there one of them at least has queried no patch yet."
+        )
     if all(pair.test is None for pair in pairs):
         return (
             "Nothing can be concluded: no two strategies share two seeds, so their spread is unknown. "

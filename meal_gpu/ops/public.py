@@ -2,6 +2,7 @@
 
 from math import isfinite
 from operator import index
+from typing import Any
 
 import torch
 
@@ -11,6 +12,38 @@ from meal_gpu.grid import Grid
 from meal_gpu.ops import MEASURES, Ops, select_for
 
 MAX_CLASSES = 256
+ONE_CLASS = (
+    "the entropy of a softmax over one class is always 0; for a binary model return two: "
+    "torch.cat([torch.zeros_like(z), z], dim=1)"
+)
+
+
+def whole(what: str, given: Any, least: int) -> int:
+    """Raises InputError where `given` is no whole number from `least` on."""
+    try:
+        number = least - 1 if isinstance(given, bool) else index(given)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise InputError(f"{what} must be at least {least}, and whole; got {given!r}")
+    return number
+
+
+def pair(what: str, given: Any, axes: str) -> tuple[int, int]:
+    """Raises InputError where `given` are no two whole numbers above 0, of the `axes`."""
+    try:
+        first, second = (whole(what, number, 1) for number in given)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} is ({axes}), two whole numbers above 0; got {given!r}") from None
+    return first, second
+
+
+def require_tensor(what: str, given: object) -> None:
+    if not isinstance(given, torch.Tensor):
+        raise InputError(
+            f"{what} must be a torch.Tensor, got {type(given).__name__}; of a NumPy array torch.from_numpy "
+            "makes one"
+        )
 
 
 def _ops_for(tensor: torch.Tensor) -> Ops:
@@ -34,7 +67,7 @@ def patch_entropy(
 
     Args:
         logits: [B, C, h, w] float16, bfloat16, float32 or float64, on any device. Finite: a NaN or
-            infinite logit makes every patch that it is interpolated into NaN.
+            infinite logit makes every patch that it is interpolated into NaN. C is 2 to 256.
         grid: rows and columns of patches.
         size: (H, W) at which entropy is measured; (h, w) where None.
         align_corners: as in `torch.nn.functional.interpolate`; segmentation_models_pytorch uses True.
@@ -48,29 +81,36 @@ def patch_entropy(
         log C. A patch without a valid pixel has 0.
 
     Raises:
-        InputError: wrong rank, dtype or number of classes; a size below the logits'; an empty patch; an
-            unknown measure; a temperature that is not positive; a mask of another size.
+        InputError: no tensor; wrong rank, dtype or number of classes; a grid or size that is no pair of whole
+            numbers; a size below the logits'; an empty patch; an unknown measure; a temperature that is not
+            positive; a mask of another size.
     """
+    require_tensor("logits", logits)
     if logits.ndim != 4 or 0 in logits.shape[1:]:
         raise InputError(f"logits must be [B, C, h, w] with nothing empty but B, got {list(logits.shape)}")
     if not logits.is_floating_point():
         raise InputError(f"logits must be floating point, got {logits.dtype}; pass scores before softmax")
+    if logits.shape[1] < 2:
+        raise InputError(f"logits have 1 class, and {ONE_CLASS}")
     if logits.shape[1] > MAX_CLASSES:
         raise InputError(f"logits have {logits.shape[1]} classes, at most {MAX_CLASSES} are supported")
-    height, width = map(index, size or logits.shape[2:])
+    rows, columns = pair("grid", grid, "rows, columns")
+    height, width = pair("size", logits.shape[2:] if size is None else size, "height, width")
     if height < logits.shape[2] or width < logits.shape[3]:
         raise InputError(f"size {(height, width)} is below the logits' {tuple(logits.shape[2:])}")
     if measure not in MEASURES:
         raise InputError(f"unknown measure {measure!r}; known: {', '.join(MEASURES)}")
     if not (temperature > 0 and isfinite(temperature)):
         raise InputError(f"temperature must be positive and finite, got {temperature}")
+    if valid is not None:
+        require_tensor("valid", valid)
     if valid is not None and (valid.shape != (height, width) or valid.dtype not in (torch.uint8, torch.bool)):
         raise InputError(
             f"valid must be [{height}, {width}] uint8 or bool, got {list(valid.shape)} {valid.dtype}"
         )
     return _ops_for(logits).patch_entropy(
         logits.detach(),
-        Grid(*grid, height, width),
+        Grid(rows, columns, height, width),
         (height, width),
         align_corners,
         measure=measure,
@@ -103,20 +143,22 @@ def kmeans_plusplus(
         [n] int64 row indices in order of choice, distinct also where points coincide.
 
     Raises:
-        InputError: wrong rank, dtype or width; n outside 1..M; a value that is not finite.
+        InputError: no tensor; wrong rank, dtype or width; n outside 1..M; a value that is not finite; a
+            number that is not whole.
     """
     for label, array in (("points", points), ("chosen", chosen)):
         if array is None:
             continue
+        require_tensor(label, array)
         if array.ndim != 2 or not array.is_floating_point():
             raise InputError(f"{label} must be [M, d] floating point, got {list(array.shape)} {array.dtype}")
         if not bool(array.isfinite().all()):
             bad = int((~array.isfinite()).any(dim=1).nonzero()[0])
             raise InputError(f"{label} must be finite; row {bad} is not")
-    if not 1 <= n <= len(points):
+    if whole("n", n, 1) > len(points):
         raise InputError(f"n must be between 1 and the number of points, {len(points)}; got {n}")
-    if trials < 1:
-        raise InputError(f"trials must be at least 1, got {trials}")
+    whole("trials", trials, 1)
+    whole("seed", seed, 0)
     if chosen is not None and chosen.shape[1] != points.shape[1]:
         raise InputError(f"points have {points.shape[1]} columns and chosen {chosen.shape[1]}")
     draws = rng.uniforms(seed, 0, "kmeans_plusplus", n * trials).view(n, trials)

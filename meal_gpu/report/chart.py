@@ -154,7 +154,9 @@ def box(color: str) -> str:
 
 def ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers, evenly spread, that enclose low … high."""
-    span = high - low or max(abs(high), 1.0) * 0.1
+    span = high - low
+    if span <= 1e-9 * abs(high):  # equal, but for rounding
+        span = max(abs(high), 1.0) * 0.1
     magnitude = 10 ** math.floor(math.log10(span / count))
     step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude * count >= span * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

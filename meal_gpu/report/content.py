@@ -43,7 +43,7 @@ def gather(runs: Sequence[Run], *, images: bool = True) -> dict[str, Any]:
 
 
 class _Content:
-    """One run of `runs`, with at most `most` pictures of a step."""
+    """One run of `runs`, with at most `most` pictures of a step, which may be none."""
 
     def __init__(self, run: Run, runs: int, most: int) -> None:
         self._run = run
@@ -90,7 +90,12 @@ class _Content:
         if scenes is None:
             return
         found["palette"] = scenes.palette
-        for query in found["queries"]:
+        if any(len(query["items"]) > self._most for query in found["queries"]):
+            self._missing.append(
+                f"thumbnails of the queried patches after the first {self._most} of a step: a page has "
+                f"{PICTURES} in all; report fewer runs to see more"
+            )
+        for query in found["queries"] if self._most else ():
             self._try(f"thumbnails of step {query['step']}", partial(self._illustrate, query, scenes))
         if found["embedding"] is not None:
             details = self._try("thumbnails of other patches", lambda: self._details(ledger, scenes))
@@ -120,11 +125,11 @@ class _Content:
                 zip(frame["patch"], frame["image"], frame["score"], strict=True), 1
             )
         ]
-        return {"step": step, "of": len(items), "items": items[: self._most]}
+        return {"step": step, "of": len(items), "items": items[:PER_STEP]}
 
     def _illustrate(self, query: dict[str, Any], scenes: Scenes) -> None:
         """Add the pictures, with what the model of the step before, which asked, made of them."""
-        items, step = query["items"], query["step"]
+        items, step = query["items"][: self._most], query["step"]
         model = None
         if step:
             what = f"entropy and prediction of step {step}"

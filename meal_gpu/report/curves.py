@@ -1,26 +1,26 @@
 """Learning curves as numbers: one per run, or the mean of the runs that differ in their seed alone."""
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from meal_gpu.config import PLACES, SUPERVISED
-from meal_gpu.report.table import Run
+from meal_gpu.config import SUPERVISED
+from meal_gpu.report.table import Run, configuration, elsewhere
 
 LEVEL = 0.95
-# Where a run was computed, not what: it keeps no two runs apart
-_PLACE = ("seed", "device", "ops", *PLACES)
 
 
 @dataclass(frozen=True)
 class Point:
     """Validation mIoU with `labelled` patches of a pool, a `share` in 0..1 of it; means over the seeds.
 
-    `low` and `high` bound the mean at confidence `LEVEL`; they are NaN for a single seed.
+    `low` and `high` bound the mean at confidence `LEVEL`; they are NaN for a single seed. `seeds` have the
+    step: those of runs that ended before are missing in its mean.
     """
 
     step: int
+    seeds: int
     labelled: float
     share: float
     mean: float
@@ -30,28 +30,32 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """`points` by step; `runs` are the names of the folders, a seed each."""
+    """`points` by step; `runs` are the names of the folders, a seed each; `notes` are of its mean."""
 
     name: str
     supervised: bool
     runs: tuple[str, ...]
     points: tuple[Point, ...]
+    notes: tuple[str, ...]
 
     @property
     def label(self) -> str:
         """The name, and of how many seeds it is the mean."""
-        return f"{self.name}, mean of {len(self.runs)} seeds" if len(self.runs) > 1 else self.name
+        if len(self.runs) == 1:
+            return self.name
+        least = min(point.seeds for point in self.points)
+        seeds = f"{least} to {len(self.runs)}" if least < len(self.runs) else str(least)
+        return f"{self.name}, mean of {seeds} seeds"
 
 
 def gather(runs: Sequence[Run]) -> list[Curve]:
     """The curves of some runs, in the order of their first runs.
 
-    Runs are averaged where their seeds are all there is between them; the mean ends with the shortest one.
+    Runs are averaged where their seeds are all there is between them, at each step those that have it.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[Hashable, list[Run]] = {}
     for run in runs:
-        settings = dataclasses.asdict(run.config)
-        groups.setdefault(repr([settings[key] for key in settings if key not in _PLACE]), []).append(run)
+        groups.setdefault(configuration(run.config), []).append(run)
     parts: list[list[Run]] = []
     for group in groups.values():
         repeated = len({run.config.seed for run in group}) == len(group)
@@ -70,8 +74,12 @@ def _curve(runs: list[Run], unique: bool) -> Curve:
         name = strategy
     else:
         name = names[0] if len(names) == 1 else f"{strategy} ({', '.join(names)})"
-    rows = zip(*(run.steps for run in runs), strict=False)
-    return Curve(name, supervised, names, tuple(_point(row) for row in rows))
+    rows = zip_longest(*(run.steps for run in runs))
+    points = tuple(_point([step for step in row if step is not None]) for row in rows)
+    notes = elsewhere(name, [run.config for run in runs])
+    if fewer := [f"{point.seeds} at step {point.step}" for point in points if point.seeds < len(runs)]:
+        notes.append(f"Not all seeds of {name} have every step: the mean is of {', '.join(fewer)}.")
+    return Curve(name, supervised, names, points, tuple(notes))
 
 
 def _point(row: Sequence[dict[str, float]]) -> Point:
@@ -84,4 +92,4 @@ def _point(row: Sequence[dict[str, float]]) -> Point:
         interval = mean_interval(scores, LEVEL)
         mean, low, high = interval.mean, interval.low, interval.high
     labelled, share = (math.fsum(step[key] for step in row) / len(row) for key in ("labelled", "share"))
-    return Point(int(row[0]["step"]), labelled, share, mean, low, high)
+    return Point(int(row[0]["step"]), len(row), labelled, share, mean, low, high)

@@ -81,11 +81,13 @@ def _curves(curves: Sequence[dict[str, Any]]) -> str:
     repeated = [curve for curve in curves if len(curve["runs"]) > 1]
     note = table = ""
     if repeated:
-        note = f"<p>Bands: {LEVEL:.0%} confidence of the mean over seeds (Student's t).</p>"
+        said = [f"Bands: {LEVEL:.0%} confidence of the mean over seeds (Student's t)."]
+        said += [line for curve in repeated for line in curve["notes"]]
+        note = "".join(f"<p>{escape(line, quote=False)}</p>" for line in said)
         header = ("curve", "step", "seeds", "labelled", "share", "mIoU", "low", "high")
         body = [
             (
-                curve["name"], str(p["step"]), str(len(curve["runs"])), f"{p['labelled']:g}",
+                curve["name"], str(p["step"]), str(p["seeds"]), f"{p['labelled']:.12g}",
                 f"{p['share']:.2%}", *(_figure(p[key]) for key in ("mean", "low", "high")),
             )
             for curve in repeated for p in curve["points"]

@@ -24,14 +24,20 @@ def plot(paths: Sequence[Path], out: Path) -> None:
         InputError: another suffix.
         RunError: a folder without a complete step, or a file that cannot be written.
     """
-    form = out.suffix.lstrip(".")
-    if form not in _METADATA:
-        raise InputError(f"{out}: a plot ends in .svg, .png or .pdf")
+    form = plot_format(out)
     picture = curves([load(path) for path in paths], form)
     try:
         out.write_bytes(picture)
     except OSError as error:
         raise RunError(f"{out}: the plot cannot be written: {error.strerror}") from error
+
+
+def plot_format(out: Path) -> str:
+    """svg, png or pdf, by the suffix of `out`. Raises InputError for another one."""
+    form = out.suffix.lstrip(".")
+    if form not in _METADATA:
+        raise InputError(f"{out}: a plot ends in .svg, .png or .pdf")
+    return form
 
 
 def curves(runs: Sequence[Run], form: str = "svg") -> bytes:

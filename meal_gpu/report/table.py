@@ -1,14 +1,18 @@
 """Runs as rows: labelled patches and mIoU per step."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meal_gpu.config import Config
+from meal_gpu.config import PLACES, Config
 from meal_gpu.errors import RunError
 from meal_gpu.record import RunFolder
+
+# Which sample it is, and where it was computed: they keep no two runs apart
+SAMPLE = ("seed", "device", "ops", *PLACES)
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,53 @@ class Run:
     commits: list[str]
     steps: list[dict[str, Any]]
     folder: RunFolder
+
+
+def configuration(config: Config) -> Hashable:
+    """What was computed: runs in which it is equal are seeds of one strategy."""
+    return tuple((k, v) for k, v in dataclasses.asdict(config).items() if k not in SAMPLE)
+
+
+def elsewhere(name: str, configs: Sequence[Config]) -> list[str]:
+    """Sentences where the seeds of the strategy `name` were not computed in one way."""
+    found = {key: sorted({str(getattr(config, key)) for config in configs}) for key in ("device", "ops")}
+    return [
+        f"The seeds of {name} were computed with more than one {key} ({', '.join(values)}), which may round "
+        "otherwise; they are taken as one strategy."
+        for key, values in found.items()
+        if len(values) > 1
+    ]
+
+
+def find(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """Run folders among `paths` and among their children, each once; and those that were skipped: children
+    without a complete step, such as a sweep has where a run failed.
+
+    Raises:
+        RunError: a folder without a run, or whose runs have no complete step.
+    """
+    found: dict[Path, Path] = {}
+    skipped: list[Path] = []
+    for path in map(Path, paths):
+        runs = [path]
+        if not (path / "config.toml").is_file():
+            children = sorted(child.parent for child in path.glob("*/config.toml"))
+            runs = [child for child in children if any(s.name.isdecimal() for s in child.glob("steps/*"))]
+            if not children:
+                raise RunError(
+                    f"{path} holds no run and no folder of runs (no config.toml, no */config.toml)"
+                )
+            if not runs:
+                raise RunError(f"none of the {len(children)} runs in {path} holds a complete step yet")
+            skipped += [child for child in children if child not in runs]
+        found |= {run.resolve(): run for run in runs}
+    return list(found.values()), skipped
+
+
+def skips(skipped: Sequence[Path]) -> str:
+    """A sentence on what `find` skipped; "" where it is nothing."""
+    names = ", ".join(map(str, skipped))
+    return f"Left out, without a complete step: {names}." if skipped else ""
 
 
 def load(path: Path) -> Run:

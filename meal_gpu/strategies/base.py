@@ -72,12 +72,12 @@ class Pool(Protocol):
         """[M] ids -> [M, D] float32 from the trained encoder."""
         ...
 
-    def manifold(self) -> Manifold:
-        """Φ, fitted on the whole pool before the first step."""
+    def manifold(self) -> Manifold | None:
+        """Φ, fitted on the whole pool before the first step; None: the pool is too small for a UMAP."""
         ...
 
-    def fit_manifold(self, features: torch.Tensor) -> Manifold:
-        """A UMAP of this step's own, fitted on `features` [M, D]."""
+    def fit_manifold(self, features: torch.Tensor) -> Manifold | None:
+        """A UMAP of this step's own, fitted on `features` [M, D]; None: M is too small for one."""
         ...
 
     def uniforms(self, purpose: str, n: int) -> torch.Tensor:
@@ -167,12 +167,16 @@ def ranking(measure: Measure) -> Strategy:
     )
 
 
-def seed_over(pool: Pool, embed: Callable[[torch.Tensor], torch.Tensor]) -> Selection:
-    """K-Means++ seeding over the candidates, [M] ids of which `embed` gives the [M, d] embedding."""
+def seed_over(pool: Pool, embed: Callable[[torch.Tensor], torch.Tensor | None]) -> Selection:
+    """K-Means++ seeding over the candidates, [M] ids of which `embed` gives the [M, d] embedding.
+
+    Where nothing is left to spread, because all candidates are taken or they are too few for a UMAP (None),
+    those of highest score are chosen.
+    """
     candidates = pool.candidates()
-    if len(candidates) <= pool.n:
-        return Selection(candidates, pool.scores())  # all are taken; too few, perhaps, for a UMAP
-    embedding = embed(candidates)
+    embedding = embed(candidates) if len(candidates) > pool.n else None
+    if embedding is None:
+        return Selection(candidates[: pool.n], pool.scores())
     draws = pool.uniforms("kmeans_plusplus", pool.n)[:, None]
     rows = pool.ops.kmeans_plusplus(embedding, draws, None)
     return Selection(candidates.to(rows.device)[rows], pool.scores(), candidates, embedding)

@@ -1,12 +1,16 @@
 """MEAL: uncertain candidates, spread by K-Means++ over the pool's manifold."""
 
+import torch
+
 from meal_gpu.strategies.base import Pool, Selection, Strategy, seed_over
 
 
 def select(pool: Pool) -> Selection:
-    return seed_over(
-        pool, lambda candidates: pool.manifold().transform(pool.features(candidates), check=False)
-    )
+    def embed(candidates: torch.Tensor) -> torch.Tensor | None:
+        manifold = pool.manifold()
+        return None if manifold is None else manifold.transform(pool.features(candidates), check=False)
+
+    return seed_over(pool, embed)
 
 
 STRATEGY = Strategy(

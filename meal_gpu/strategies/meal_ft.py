@@ -1,10 +1,16 @@
 """MEAL-FT: as MEAL, with UMAP fitted in each step on the candidates alone."""
 
+import torch
+
 from meal_gpu.strategies.base import Pool, Selection, Strategy, seed_over
 
 
 def select(pool: Pool) -> Selection:
-    return seed_over(pool, lambda candidates: pool.fit_manifold(pool.features(candidates)).embedding)
+    def embed(candidates: torch.Tensor) -> torch.Tensor | None:
+        manifold = pool.fit_manifold(pool.features(candidates))
+        return None if manifold is None else manifold.embedding
+
+    return seed_over(pool, embed)
 
 
 STRATEGY = Strategy(

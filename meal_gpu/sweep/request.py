@@ -76,8 +76,7 @@ class Sweep:
     def config(self, strategy: str, seed: int) -> Config:
         """The configuration of one run."""
         if strategy == SUPERVISED:
-            kept = {key: getattr(self.base, key) for key in self.given}
-            return dataclasses.replace(configs.supervised(self.base), **kept, seed=seed)
+            return dataclasses.replace(configs.supervised(self.base, self.given), seed=seed)
         found = dataclasses.replace(self.base, strategy=strategy, seed=seed)
         return found if strategies.get(strategy).measured else dataclasses.replace(found, measure="entropy")
 
@@ -144,8 +143,10 @@ def build(
     strategy: str | None,
     seeds: str | None,
     stored: Sweep | None = None,
+    said: Sequence[str] = (),
 ) -> Sweep:
-    """The sweep that options ask for: `settings` are changes of `base`.
+    """The sweep that options ask for: `settings` are changes of `base`, `said` the keys of `base` that a file
+    gave, which hold for the supervised baseline too.
 
     What `strategy` and `seeds` leave open is taken from the `stored` sweep that is continued, else from
     `base`; so are the settings of the supervised baseline where `base` is the stored one.
@@ -154,12 +155,13 @@ def build(
         names, numbers = stored.strategies, stored.seeds
     else:
         names, numbers = (base.strategy,), (base.seed,)
+    said = [key for key in said if key not in ("strategy", "seed")]
     kept: Sequence[str] = stored.given if stored is not None and base == stored.base else ()
     return Sweep(
         base=base.replace(**settings),
         strategies=parse_strategies(strategy) if strategy is not None else names,
         seeds=parse_seeds(seeds) if seeds is not None else numbers,
-        given=tuple(dict.fromkeys((*kept, *settings))),
+        given=tuple(dict.fromkeys((*kept, *said, *settings))),
     )
 
 

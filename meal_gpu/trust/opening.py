@@ -14,7 +14,7 @@ from meal_gpu.inference import device_named
 from meal_gpu.learner import Learner, load_learner, load_manifold, read_ledger
 from meal_gpu.learner import scored_pool as of_step
 from meal_gpu.ledger import Ledger
-from meal_gpu.manifold import Manifold
+from meal_gpu.manifold import Manifold, least_rows
 from meal_gpu.pool import ScoredPool
 from meal_gpu.preparation import Experiment, Monitor, load, resolve
 from meal_gpu.record import RunFolder
@@ -88,7 +88,7 @@ def open_past(folder: RunFolder, step: int, config: Config, monitor: Monitor) ->
     """
     experiment = load(config, monitor)
     ledger = read_ledger(experiment, folder, step - 1)
-    needs = strategies.get(config.strategy).manifold
+    needs = strategies.get(config.strategy).manifold and len(ledger) >= least_rows(config.manifold_dimension)
     manifold = load_manifold(experiment, folder) if needs else None
     learner = load_learner(experiment, folder, step - 1)
     return Past(experiment, learner, manifold, ledger, step)

@@ -47,11 +47,11 @@ class Variant(ScoredPool):
                 return features
         return super().features(patches)
 
-    def manifold(self) -> Manifold:
+    def manifold(self) -> Manifold | None:
         self.umap = super().manifold()
         return self.umap
 
-    def fit_manifold(self, features: torch.Tensor) -> Manifold:
+    def fit_manifold(self, features: torch.Tensor) -> Manifold | None:
         if self._refit is None:
             self.umap = super().fit_manifold(features)
         else:

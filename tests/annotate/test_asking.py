@@ -17,7 +17,7 @@ from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.kept import coverage
 from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.cli import app
-from meal_gpu.errors import ConfigError, MealGpuError
+from meal_gpu.errors import ConfigError, InputError, MealGpuError
 from meal_gpu.grid import Grid
 from meal_gpu.images.loader import Loader
 from meal_gpu.ledger import Ledger
@@ -473,6 +473,12 @@ def test_an_ensemble_asks_with_the_weights_of_its_members(ask: Ask, weights: tup
     two = ask("two", *options, "--member", weights[1], "--member", weights[2], ledger="two.parquet")
     assert len(one.items) == len(two.items) == 9
     assert [item.score for item in one.items] != [item.score for item in two.items]
+
+
+def test_bald_takes_two_passes_or_more(ask: Ask) -> None:
+    for given in (("--strategy", "bald"), ("--measure", "bald")):
+        with pytest.raises(InputError, match=r"passes is 1.*: bald takes 2 or more"):
+            ask("none", *given, "--passes", 1)
 
 
 def test_a_temperature_is_applied_and_kept_apart(ask: Ask, weights: tuple[Path, ...], tmp_path: Path) -> None:

@@ -146,6 +146,52 @@ def test_runs_of_several_lengths_are_compared_on_common_steps() -> None:
     assert any("Step 1 is the last of some runs" in note for note in said)
 
 
+def test_a_verdict_says_what_was_cut() -> None:
+    long = [curve("a", k, [0.1, 0.2 + k / 500, 0.9]) for k in range(3)]
+    short = [curve("b", k, [0.1, 0.1 + k / 900]) for k in range(3)]
+    assert verdict(compare(group([*long, *short]))).startswith(
+        "On steps 0 to 1 alone, all there is of b: a wins: its area under the budget curve"
+    )
+    slow = [curve("b", k, [0.1, 0.1 + k / 900], [32, 48]) for k in range(3)]
+    assert verdict(compare(group([*long, *slow]))).startswith(
+        "On 2.00% to 3.00% of the pool labelled, which all have: a wins: "
+    )
+    same = [curve("b", k, [0.1, 0.1 + k / 900, 0.1]) for k in range(3)]
+    assert verdict(compare(group([*long, *same]))).startswith("a wins: ")
+
+
+@pytest.mark.parametrize(
+    ("labelled", "first"),
+    [
+        ([32], "On step 0 alone, all there is of b: Nothing can be concluded: the strategies have 2.00%"),
+        ([96], "On 6.00% to 6.00% of the pool labelled, which all have: Nothing can be concluded: "),
+    ],
+)
+def test_where_a_strategy_has_queried_nothing_there_is_no_verdict(labelled: list[int], first: str) -> None:
+    long = [curve("a", k, [0.3 + k / 500, 0.5, 0.9 + k / 500]) for k in range(3)]
+    short = [curve("b", k, [0.1], labelled) for k in range(3)]
+    comparison = compare(group([*long, *short]))
+    assert verdict(comparison).startswith(first)
+    assert winner(comparison) is None
+    (pair,) = comparison.pairs
+    assert (pair.test, pair.reason[:14]) == (None, "no test: only ")
+    assert comparison.penalty.matrix is None
+    drawn = compare(group([curve(name, k, [0.1 + k / 90]) for name in "ab" for k in range(3)]))
+    assert verdict(drawn).startswith("Nothing can be concluded: the strategies have 2.00%")
+
+
+def test_the_family_is_the_tests_that_were_made() -> None:
+    curves = simulate({"a": 0.0, "b": 0.03, "c": 0.05}, 4, np.random.default_rng(0))
+    two = compare(group(curves[4:]))
+    curves[0].score[1] = NAN  # of a: of three pairs one can be tested
+    three = compare(group(curves))
+    made = [pair for pair in three.pairs if not pair.reason]
+    assert [(pair.first, pair.second) for pair in made] == [("b", "c")]
+    assert made[0].test is not None
+    assert made[0].corrected == made[0].test.p == two.pairs[0].corrected
+    assert all(math.isnan(pair.corrected) for pair in three.pairs if pair.reason)
+
+
 def test_strategies_that_label_at_another_pace_are_compared_on_common_budgets() -> None:
     fast = [curve("a", k, [0.2, 0.4 + k / 50, 0.8], [32, 96, 160], query_size=64) for k in range(3)]
     slow = [curve("b", k, [0.2, 0.3, 0.4 + k / 90], [32, 64, 128], query_size=32) for k in range(3)]

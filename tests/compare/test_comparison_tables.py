@@ -114,6 +114,7 @@ def test_an_unknown_score_is_shown() -> None:
     assert cells["b"][1].startswith("0.1750 [")
     (row,) = list(csv.DictReader(io.StringIO(files.pairs(found))))
     assert (row["difference"], row["p"], row["outcome"]) == ("", "", "no test: an mIoU is NaN")
+    assert "Holm's correction is for" not in markdown(found)
     assert plots.curves(found).startswith(b"<?xml")
 
 

@@ -18,7 +18,53 @@ def test_runs_are_found_in_folders_of_runs_each_once(tmp_path: Path) -> None:
     runs = [folder(tmp_path / "sweep" / name, name, 0, [0.1]) for name in ("b", "a")]
     alone = folder(tmp_path / "c", "c", 0, [0.1])
     (tmp_path / "sweep" / "notes").mkdir()
-    assert find([tmp_path / "sweep", alone, runs[0]]) == [runs[1], runs[0], alone]
+    assert find([tmp_path / "sweep", alone, runs[0]]) == ([runs[1], runs[0], alone], [])
+
+
+def test_of_a_folder_of_runs_those_without_a_complete_step_are_left_out_and_named(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    made, failed = (
+        folder(sweep / name, name, 0, scores) for name, scores in (("meal", [0.1]), ("random", []))
+    )
+    (failed / "steps" / ".training-000").mkdir()
+    assert find([sweep]) == ([made], [failed])
+    for path in (sweep, str(sweep)):
+        found = gather([path])
+        assert [group.label for group in found.groups] == ["meal"]
+        assert found.notes == (f"Left out, without a complete step: {failed}.",)
+    with pytest.raises(RunError, match="random holds no complete step yet: continue it with --resume"):
+        gather([sweep, failed])
+    (made / "steps" / "000").rename(tmp_path / "gone")
+    with pytest.raises(RunError, match=r"none of the 2 runs in .*sweep holds a complete step yet"):
+        gather([sweep])
+
+
+def test_a_run_shorter_than_other_seeds_is_left_out_and_named(tmp_path: Path) -> None:
+    for seed, scores in enumerate(([0.1, 0.2, 0.3], [0.1], [0.1, 0.2, 0.3], [0.1, 0.2])):
+        folder(tmp_path / f"m{seed}", "meal", seed, scores)
+    folder(tmp_path / "s", "random", 0, [0.1, 0.2])  # nothing shows that it is not whole
+    found = gather([tmp_path])
+    assert [(group.label, group.seeds, group.steps) for group in found.groups] == [
+        ("meal", (0, 2), 3), ("random", (0,), 2),
+    ]  # fmt: skip
+    assert found.notes == (
+        "Left out, since other seeds of the same strategy have more steps: "
+        f"{tmp_path}/m1, 1 step; {tmp_path}/m3, 2 steps.",
+    )
+
+
+def test_where_it_was_computed_makes_no_group_but_is_said(tmp_path: Path) -> None:
+    for seed, ops in enumerate(("cpu", "reference", "cpu")):
+        folder(tmp_path / f"m{seed}", "meal", seed, [0.1], ops=ops)
+        folder(tmp_path / f"r{seed}", "random", seed, [0.1], device="cpu")
+    found = gather([tmp_path])
+    assert [(group.label, group.seeds) for group in found.groups] == [
+        ("meal", (0, 1, 2)), ("random", (0, 1, 2)),
+    ]  # fmt: skip
+    assert found.notes == (
+        "The seeds of meal were computed with more than one ops (cpu, reference), which may round otherwise; "
+        "they are taken as one strategy.",
+    )
 
 
 def test_runs_are_grouped_by_everything_but_the_seed(tmp_path: Path) -> None:

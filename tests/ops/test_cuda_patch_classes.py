@@ -44,6 +44,20 @@ def check(
     return actual
 
 
+@pytest.mark.parametrize("columns", [[1, 2], [2, 1]])
+def test_a_class_masked_by_the_least_number_at_opposite_corners_of_a_cell(
+    columns: list[int], kernels: torch.device
+) -> None:
+    """Its slopes there are no further apart than float32 reaches: the difference of differences is."""
+    logits = random_logits(1, 5, 6, 6)
+    logits[0, 2, [1, 2], columns] = torch.finfo(torch.float32).min
+    grid = Grid(1, 1, 21, 21)
+    actual = cuda.patch_classes(logits.to(kernels), grid, (21, 21), True)
+    expected = reference.patch_classes(logits, grid, (21, 21), True)
+    torch.testing.assert_close(actual.probabilities.cpu(), expected.probabilities, rtol=0, atol=1e-6)
+    assert torch.equal(actual.counts.cpu(), expected.counts)
+
+
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(
     ("name", "dtype"),

@@ -207,6 +207,31 @@ def test_conditioning_moves_the_query_away_from_what_is_labelled() -> None:
         assert int(kmeans_plusplus(points, 1, seed=seed, chosen=points[:50])) >= 50
 
 
+@pytest.mark.parametrize("bytes_at_once", [8, 1000, 1 << 20])
+@pytest.mark.parametrize("width", [0, 1, 2, 64])
+def test_first_weights_are_the_squared_distances_to_the_nearest_labelled_point(
+    width: int, bytes_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first draw falls where the cumulated distances, taken from differences, have it; 0 is 0."""
+    monkeypatch.setattr(reference, "PAIR_BYTES", bytes_at_once)
+    chosen = 1e6 + blobs(70, width, seed=1).double() / 1000  # where products would cancel
+    points = torch.cat([1e6 + blobs(90, width).double() / 1000, chosen])
+    exact = (points[:, None] - chosen).square().sum(dim=2).amin(dim=1)
+    assert int((exact == 0).sum()) >= 70
+    cumulated = exact.cumsum(0) if width else torch.ones(160).double().cumsum(0)
+    for u in (torch.arange(200) + 0.5) / 200:
+        expected = int(torch.searchsorted(cumulated, u.double() * cumulated[-1], right=True))
+        assert draw(points, [float(u)], chosen) == [expected]
+
+
+def test_many_labelled_points_take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    cdist = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda *args, **how: calls.append(1) or cdist(*args, **how))
+    kmeans_plusplus(blobs(3000), 2, chosen=blobs(2000, seed=1))
+    assert len(calls) == 2  # 2097 rows of 32 MiB at a time
+
+
 def test_chosen_of_no_rows_is_none() -> None:
     points = blobs(30)
     empty = points[:0]
@@ -233,13 +258,18 @@ def test_input_is_left_alone_and_layout_does_not_matter() -> None:
     ("points", "n", "arguments", "told"),
     [
         (torch.zeros(5, 2), 6, {}, ("5", "6")),
-        (torch.zeros(5, 2), 0, {}, ("5", "0")),
+        (torch.zeros(5, 2), 0, {}, ("n must be at least 1", "0")),
         (torch.zeros(0, 2), 1, {}, ("0", "1")),
         (torch.zeros(5), 1, {}, ("[M, d]", "[5]")),
         (torch.zeros(5, 2, dtype=torch.int64), 1, {}, ("floating point", "torch.int64")),
         (torch.tensor([[0.0], [math.nan]]), 1, {}, ("points", "row 1")),
         (torch.tensor([[math.inf], [0.0]]), 1, {}, ("points", "row 0")),
         (torch.zeros(5, 2), 1, {"trials": 0}, ("trials", "0")),
+        (torch.zeros(5, 2), 1, {"trials": 1.5}, ("trials must be at least 1, and whole", "1.5")),
+        (torch.zeros(5, 2), 2.0, {}, ("n must be at least 1, and whole", "2.0")),
+        (torch.zeros(5, 2), 1, {"seed": -1}, ("seed must be at least 0, and whole", "-1")),
+        (np.zeros((5, 2)), 1, {}, ("points must be a torch.Tensor, got ndarray", "torch.from_numpy")),
+        (torch.zeros(5, 2), 1, {"chosen": np.zeros((1, 2))}, ("chosen must be a torch.Tensor",)),
         (torch.zeros(5, 2), 1, {"chosen": torch.zeros(1, 3)}, ("2 columns", "3")),
         (torch.zeros(5, 2), 1, {"chosen": torch.zeros(3)}, ("chosen", "[3]")),
         (torch.zeros(5, 2), 1, {"chosen": torch.tensor([[0.0, math.nan]])}, ("chosen", "row 0")),

@@ -184,9 +184,17 @@ def test_without_a_manifold_every_step_has_its_own_map(run: Path, tmp_path: Path
 def test_caps_hold_over_all_runs_of_a_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "PICTURES", 19)
     monkeypatch.setattr(content, "OTHERS", 7)
-    found = content.gather([load(run), load(run)], images=False)["runs"]
-    assert [len(query["items"]) for part in found for query in part["queries"]] == [3] * 6
-    assert [query["of"] for part in found for query in part["queries"]] == [16, 20, 20] * 2
+    found = content.gather([load(run), load(run)])["runs"]
+    queries = [query for part in found for query in part["queries"]]
+    assert [len(query["items"]) for query in queries] == [16] * 6
+    assert [sum(item["picture"] is not None for item in query["items"]) for query in queries] == [3] * 6
+    assert [query["of"] for query in queries] == [16, 20, 20] * 2
+    left = "thumbnails of the queried patches after the first {} of a step: a page has {} in all"
+    assert [line.partition(";")[0] for line in found[0]["missing"]] == [left.format(3, 19)]
+    monkeypatch.setattr(content, "PICTURES", 5)  # fewer than steps: none, but every patch is listed
+    found = content.gather([load(run), load(run)])["runs"]
+    assert [len(query["items"]) for query in found[0]["queries"]] == [16] * 3
+    assert found[0]["missing"][0].startswith(left.format(0, 5))
     scenes, ledger = opened(run)
     others = content._Content(load(run), 2, 3)._details(ledger, scenes)
     assert len(others) == 3

@@ -175,6 +175,23 @@ def test_bands_are_drawn_where_there_are_seeds(tmp_path: Path) -> None:
     assert "Means over seeds" not in single
 
 
+def test_a_mean_of_fewer_seeds_is_said_beside_the_chart(tmp_path: Path) -> None:
+    paths = [make(tmp_path / f"e{seed}", (0.2, 0.5)[: 2 - seed // 2], seed=seed) for seed in range(3)]
+    words = Tags(page.render(content.gather([load(path) for path in paths], images=False))).words
+    assert "Not all seeds of entropy have every step: the mean is of 2 at step 1." in words
+
+
+def test_a_score_that_no_seed_moves_is_drawn_and_patches_are_counted_whole(tmp_path: Path) -> None:
+    paths = [make(tmp_path / f"e{seed}", (0.03014682199774292,) * 3, seed=seed) for seed in range(5)]
+    for path in paths:
+        file = path / "steps" / "002" / "metrics.json"
+        more = {"labelled": 1234567, "patches": 160_000_000}
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    words = Tags(page.render(content.gather([load(path) for path in paths], images=False))).words
+    assert {"0.0301", "1234567"} <= set(words)
+    assert not [word for word in words if "e+" in word]
+
+
 def test_a_curve_breaks_where_a_score_is_missing(tmp_path: Path) -> None:
     path = make(tmp_path / "a", (0.1, 0.2, math.nan, 0.4, 0.5))
     assert rendered(path, images=False).count("<polyline") == 4  # two, twice
@@ -185,6 +202,7 @@ def test_a_curve_breaks_where_a_score_is_missing(tmp_path: Path) -> None:
     [
         (0.0, 1.0, 5, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.0719, 0.1198, 5, [0.07, 0.08, 0.09, 0.1, 0.11, 0.12]),
         (2.0, 6.0, 4, [2, 3, 4, 5, 6]), (0.5, 0.5, 5, [0.5, 0.52]), (0.0, 0.0, 4, [0, 0.05]),
+        (0.03, 0.03 + 1e-17, 5, [0.02, 0.04]), (0.3, 0.3 + 1e-12, 5, [0.3, 0.32]),
     ],
 )  # fmt: skip
 def test_ticks(low: float, high: float, count: int, expected: list[float]) -> None:

@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 from reported_runs import SCORES, make
+from typer.testing import CliRunner
 
-from meal_gpu import report
+from meal_gpu import cli, report
 from meal_gpu.errors import InputError, RunError
 from meal_gpu.report import curves, table
 from meal_gpu.report.plot import curves as figure
@@ -68,18 +69,22 @@ def test_seeds_of_one_configuration_are_averaged(tmp_path: Path) -> None:
         table.load(make(tmp_path / "e2", (0.4, 0.5, 0.9), seed=2)),
     ]
     mean, single = curves.gather(runs)
-    assert mean.label == "entropy, mean of 3 seeds"
+    assert mean.label == "entropy, mean of 2 to 3 seeds"
     assert mean.runs == ("e0", "e1", "e2")
-    # t(0.975, 2 degrees) = 4.3027; s = 0.1 and 0.1; the mean ends with the shortest run
+    # t(0.975, 2 degrees) = 4.3027; s = 0.1 and 0.1
     half = 4.302652729911275 * 0.1 / math.sqrt(3)
-    assert [(p.step, p.labelled, p.share) for p in mean.points] == [(0, 32, 0.02), (1, 64, 0.04)]
-    for point, expected in zip(mean.points, (0.3, 0.5), strict=True):
+    assert [(p.step, p.seeds, p.labelled, p.share) for p in mean.points] == [
+        (0, 3, 32, 0.02), (1, 3, 64, 0.04), (2, 2, 96, 0.06),
+    ]  # fmt: skip
+    for point, expected in zip(mean.points, (0.3, 0.5), strict=False):
         assert point.mean == pytest.approx(expected)
         assert (point.low, point.high) == pytest.approx((expected - half, expected + half))
-    assert single.label == "meal"
+    assert mean.points[2].mean == 0.9
+    assert mean.notes == ("Not all seeds of entropy have every step: the mean is of 2 at step 2.",)
+    assert (single.label, single.notes) == ("meal", ())
     assert [p.mean for p in single.points] == list(SCORES)
     assert all(math.isnan(p.low) and math.isnan(p.high) for p in single.points)
-    assert {"entropy, mean of 3 seeds", "meal"} <= set(legend(runs))
+    assert {"entropy, mean of 2 to 3 seeds", "meal"} <= set(legend(runs))
 
 
 def test_other_settings_keep_seeds_apart(tmp_path: Path) -> None:
@@ -87,6 +92,10 @@ def test_other_settings_keep_seeds_apart(tmp_path: Path) -> None:
     assert [curve.label for curve in curves.gather(runs)] == ["a", "b"]
     moved = [runs[0], table.load(make(tmp_path / "c", seed=1, root="/elsewhere", device="cpu"))]
     assert [curve.label for curve in curves.gather(moved)] == ["entropy, mean of 2 seeds"]
+    assert curves.gather(moved)[0].notes == (
+        "The seeds of entropy were computed with more than one device (auto, cpu), which may round "
+        "otherwise; they are taken as one strategy.",
+    )
     both = [*moved, runs[1]]
     assert [curve.label for curve in curves.gather(both)] == ["entropy (a, c), mean of 2 seeds", "b"]
 
@@ -133,3 +142,20 @@ def test_a_page_or_plot_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     for name in ("plot.xyz", "plot"):
         with pytest.raises(InputError, match=rf"{name}: a plot ends in \.svg, \.png or \.pdf"):
             report.plot([path], tmp_path / name)
+
+
+def test_the_command_takes_a_folder_of_runs_and_looks_at_the_suffix_first(tmp_path: Path) -> None:
+    def call(*arguments: object) -> Any:
+        return CliRunner().invoke(cli.app, ["report", *map(str, arguments), "--no-images"])
+
+    for name, scores in (("a", SCORES), ("b", ())):
+        make(tmp_path / "sweep" / name, scores)
+    refused = call(tmp_path / "sweep", "--plot", tmp_path / "x.jpg")
+    assert "a plot ends in .svg, .png or .pdf" in str(refused.exception)
+    assert not (tmp_path / "sweep" / "report.html").exists()
+    done = call(tmp_path / "sweep")
+    assert done.exit_code == 0, done.output
+    assert "a: entropy on synthetic" in done.output
+    assert f"Left out, without a complete step: {tmp_path}/sweep/b." in done.output
+    assert (tmp_path / "sweep" / "report.html").is_file()
+    assert "holds no complete step yet" in str(call(tmp_path / "sweep" / "b").exception)

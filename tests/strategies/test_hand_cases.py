@@ -278,13 +278,14 @@ def test_typicality_by_hand() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_typicality_looks_at_twenty_neighbours(offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + offset
+@pytest.mark.parametrize(("width", "noise"), [(3, 1.0), (320, 1.0), (320, 1e-3), (320, 1e-4)])
+def test_typicality_looks_at_twenty_neighbours(width: int, noise: float, offset: float) -> None:
+    """Also where near-duplicates are: what is typical is among them."""
+    points = torch.randn(60, width, generator=torch.Generator().manual_seed(0)) * noise + offset
+    points[30:] += 1
     nearest = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
     expected = 1 / nearest.sort(dim=1).values[:, 1:21].mean(dim=1)
-    for at_once in (2048, 7):
-        monkeypatch.setattr("meal_gpu.strategies.typiclust._AT_ONCE", at_once)
-        torch.testing.assert_close(typicality(points).double(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(typicality(points).double(), expected, rtol=1e-6, atol=0)
 
 
 def test_turns_of_clusters() -> None:
