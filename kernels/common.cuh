@@ -213,12 +213,14 @@ __device__ __forceinline__ Plane plane_between(float a, float b, float c, float 
   const float down_left = c - a, down_right = d - b;
   const float left = fmaf(y.at, down_left, a);
   const float across = fmaf(y.at, down_right, b) - left;
-  const float across_step = y.step * (down_right - down_left);
+  // Not step * (right - left): of the least float at opposite corners that difference is infinite
+  const float left_step = y.step * down_left;
+  const float across_step = fmaf(y.step, down_right, -left_step);
   Plane plane;
   plane.slope = x.step * across;
   plane.slope_step = x.step * across_step;
   plane.value = fmaf(x.at, across, left);
-  plane.value_step = fmaf(x.at, across_step, y.step * down_left);
+  plane.value_step = fmaf(x.at, across_step, left_step);
   return plane;
 }
 

@@ -76,6 +76,7 @@ def _results(
     distributed: Any = import_module("distributed")
     futures = client.map(function, items, pure=False)
     number = {future.key: i for i, future in enumerate(futures)}
+    future: Any = None
     try:
         for future in distributed.as_completed(futures):
             yield number[future.key], future.result()
@@ -87,6 +88,11 @@ def _results(
     except MealGpuError:
         raise
     except (CancelledError, OSError, TimeoutError) as error:
+        if future is not None and future.status == "error":  # the work's own, and not the connection's
+            raise RunError(
+                f"{address}: a worker raised {type(error).__name__}: {error}; every machine must reach the "
+                "files that the model and the images are read from"
+            ) from error
         raise RunError(
             f"{address}: the scheduler is gone ({type(error).__name__}); start it again. What is done is "
             "kept: the same command continues"

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -23,8 +24,9 @@ _POOLINGS = (
     "segmentation_models_pytorch.decoders.deeplabv3.decoder.ASPPPooling",
     "torchvision.models.segmentation.deeplabv3.ASPPPooling",
 )
-# Whose modules compute in autocast's precision; code of another origin may turn it off for a part
-_AUTOCAST = {"torch", "torchvision", "segmentation_models_pytorch", "timm", "meal_gpu"}
+# Whose modules compute in autocast's precision, and read nothing between a convolution and its BatchNorm;
+# code of another origin may do otherwise
+_LIBRARIES = {"torch", "torchvision", "segmentation_models_pytorch", "timm", "meal_gpu"}
 _OTHERS = (torch.float16, torch.bfloat16, torch.float64)
 _READY: WeakKeyDictionary[nn.Module, tuple[str, torch.device]] = WeakKeyDictionary()  # what was made here
 _WARM_UP = 3  # passes before a capture, in which libraries choose their algorithms
@@ -60,10 +62,11 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
     """A copy of `model` in eval mode that computes the same, faster, under `autocast` with `precision`.
 
     BatchNorms that follow a convolution in a plain `nn.Sequential`, or in the pooling of DeepLab's ASPP, are
-    folded into it in float32 (Jacob et al. 2018, section 3.2), and in networks of known libraries the weights
-    that autocast would cast in every pass are cast once. On the CPU, depthwise convolutions of a large
-    dilation become `Phased`. A network that is no `nn.Module`, or cannot be copied, is put in eval mode and
-    returned as it is. Weights in half or double precision become float32. What this function made for the
+    folded into it in float32 (Jacob et al. 2018, section 3.2) where all modules around them are of known
+    libraries: somebody's own may read what is between the two. In networks of known libraries alone the
+    weights that autocast would cast in every pass are cast once. On the CPU, depthwise convolutions of a
+    large dilation become `Phased`. A network that is no `nn.Module`, or cannot be copied, is put in eval mode
+    and returned as it is. Weights in half or double precision become float32. What this function made for the
     same is returned as it is.
 
     Args:
@@ -88,7 +91,7 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
     fold_batchnorm(ready)
     if device.type == "cpu":
         phase_dilated(ready)
-    if precision != "float32" and all(_library(module) in _AUTOCAST for module in ready.modules()):
+    if precision != "float32" and all(_library(module) in _LIBRARIES for module in ready.modules()):
         for module in ready.modules():
             if type(module) in (nn.Conv2d, nn.Linear, Phased):
                 module.to(PRECISIONS[precision])
@@ -170,17 +173,18 @@ def fold_batchnorm(model: nn.Module) -> None:
     """Fold every BatchNorm2d that follows a Conv2d of its own in a plain `nn.Sequential`, in place.
 
     The pooling of DeepLab's ASPP counts as one. A ReLU behind then overwrites its input, which nothing else
-    reads.
+    reads: what somebody's own module holds is left alone, because its code may call the parts one by one.
     """
     uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    for parent in model.modules():
+    for parent in _of_libraries(model):
         if not _is_plain(parent) and _home(parent) not in _POOLINGS:
             continue
         before: nn.Module | None = None
         folded = False
         for name, child in parent.named_children():
             convolution = _last(before)
-            if folded and isinstance(child, nn.ReLU | nn.ReLU6) and uses[id(child)] == 1:
+            alone = uses[id(child)] == 1 and not _hooks(child)
+            if folded and alone and isinstance(child, nn.ReLU | nn.ReLU6):
                 child.inplace = True
             folded = False
             # Of a class of its own, parametrised ones among them, either may compute something else
@@ -197,8 +201,17 @@ def fold_batchnorm(model: nn.Module) -> None:
             before = child
 
 
+def _of_libraries(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` and what is inside, as far as every module on the way is of a known library."""
+    if _library(module) in _LIBRARIES and "forward" not in vars(module):
+        yield module
+        for child in module.children():
+            yield from _of_libraries(child)
+
+
 def _hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether code of somebody's runs with the module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _is_plain(module: nn.Module | None) -> bool:
@@ -214,8 +227,8 @@ def _home(module: nn.Module) -> str:
 
 
 def _last(module: nn.Module | None) -> nn.Module | None:
-    """The module that computes the output of `module`."""
-    while isinstance(module, nn.Sequential) and _is_plain(module) and len(module):
+    """The module that computes the output of `module`, as far as no hook looks on."""
+    while isinstance(module, nn.Sequential) and _is_plain(module) and len(module) and not _hooks(module):
         module = module[-1]
     return module
 

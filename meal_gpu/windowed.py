@@ -5,6 +5,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from meal_gpu.errors import InputError
@@ -36,7 +37,8 @@ class Windowed(nn.Module):
     over the windows that its centre lies in. One window at a time is computed, for the whole batch.
 
     Args:
-        network: called with images [B, 3, h, w] of one size: `window`, or the image's side where less.
+        network: called with images [B, 3, h, w] of one size: `window`, or the image's side, rounded up to a
+            multiple of 32 with zeros behind, where that is less.
         window: (height, width) in pixels; best a multiple of the network's stride.
         overlap: share of a window that at least lies in the next, up to a stride; in [0, 1).
 
@@ -99,17 +101,25 @@ class Windowed(nn.Module):
             canvas.add(maps, top, left)
         return canvas.mean()
 
+    def _size(self, images: torch.Tensor) -> Size:
+        height, width = self.padded_size((images.shape[2], images.shape[3]))
+        return min(self.window[0], height), min(self.window[1], width)
+
     def _cut(self, images: torch.Tensor, top: int, left: int) -> torch.Tensor:
+        height, width = self._size(images)
+        part = images[:, :, top : top + height, left : left + width]
+        below, right = height - part.shape[2], width - part.shape[3]
         # Copied, because a network may count on dense memory
-        return images[:, :, top : top + self.window[0], left : left + self.window[1]].clone()
+        return F.pad(part, (0, right, 0, below)) if below or right else part.clone()
 
     def _canvas(self, images: torch.Tensor, maps: torch.Tensor) -> "_Canvas":
         """For maps like `maps`, which are those of one window."""
-        window = min(self.window[0], images.shape[2]), min(self.window[1], images.shape[3])
+        window = self._size(images)
         spanned = self.network.padded_size(window)
+        found = [_Density(maps.shape[2 + i], spanned[i]) for i in (0, 1)]
         rows, columns = (
-            _Axis(images.shape[2 + i], window[i], spanned[i], maps.shape[2 + i], self.network.align_corners)
-            for i in (0, 1)
+            _Axis(images.shape[2 + i], window[i], *found[i], self.network.align_corners, density)
+            for i, density in enumerate(_common(*found))
         )
         return _Canvas(rows, columns, maps)
 
@@ -125,6 +135,25 @@ class _LogitsOnly(Output):
         raise self.missing
 
 
+class _Density(NamedTuple):
+    nodes: int
+    spanned: int  # pixels
+
+
+def _common(rows: _Density, columns: _Density) -> tuple[_Density, _Density]:
+    """One density for both axes, where no more than rounding makes a window's two differ.
+
+    A network whose stride divides no side of the window has a node more or less there. Up is the usual, and
+    the sparser axis then is the one nearer to the stride.
+    """
+    for one in sorted((rows, columns), key=lambda axis: axis.nodes / axis.spanned):
+        if all(
+            abs(axis.spanned * one.nodes - axis.nodes * one.spanned) < one.spanned for axis in (rows, columns)
+        ):
+            return one, one
+    return rows, columns
+
+
 class _Axis(NamedTuple):
     """One axis of a canvas: an image of `length` pixels in windows of `window` pixels.
 
@@ -133,13 +162,14 @@ class _Axis(NamedTuple):
 
     length: int
     window: int
-    spanned: int
     nodes: int
+    spanned: int
     corners: bool
+    density: _Density
 
     @property
     def cells(self) -> int:
-        return -(-_spanned(self.length) * self.nodes // self.spanned)
+        return -(-_spanned(self.length) * self.density.nodes // self.density.spanned)
 
     @property
     def stride(self) -> int:
@@ -241,7 +271,7 @@ def _places(canvases: list[_Canvas], overlap: float) -> list[tuple[int, int]]:
 def _offsets(axes: list[_Axis], overlap: float) -> tuple[int, ...]:
     """Evenly spread windows, at multiples of the strides; the last ends with the image."""
     room = axes[0].length - axes[0].window
-    if not room:
+    if room <= 0:
         return (0,)
     window = axes[0].window
     step = max(1, int(window * (1 - overlap)))

@@ -2,17 +2,22 @@
 
 import copy
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
-from networks import calibrated
+from foreign_networks import FAMILIES, built
+from networks import calibrated, settle
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPP
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from meal_gpu.adapters import adapt
 from meal_gpu.inference import Graphed, autocast, default_precision, fold_batchnorm, for_inference
 from meal_gpu.models import Builder, Output, Segmenter
+from meal_gpu.windowed import Windowed
 
 CPU = torch.device("cpu")
 
@@ -89,6 +94,114 @@ def test_a_network_that_turns_autocast_off_for_a_part_keeps_that_part(images: to
     with autocast(CPU, "bfloat16"):
         expected, actual = model(images), for_inference(model, "bfloat16", CPU)(images)
     assert actual.dtype == torch.float32 and torch.equal(actual, expected)
+
+
+# BatchNorms, and how many of them stay: those of the known libraries that stand beside their convolution, not
+# behind it in a Sequential, and all of somebody's own
+NORMS = {
+    "smp DeepLabV3+": (61, 0), "smp DeepLabV3": (27, 18), "smp FPN": (20, 17), "smp PSPNet": (24, 17),
+    "smp Segformer": (1, 0), "smp UPerNet": (32, 17), "smp Unet": (30, 17), "torchvision DeepLabV3": (54, 0),
+    "torchvision FCN": (54, 49), "torchvision LR-ASPP": (47, 0), "transformers SegFormer": (1, 1),
+    "transformers MobileNetV2": (55, 55), "plain": (1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_networks_of_known_libraries_are_folded(name: str) -> None:
+    model = built(name)
+    network = adapt(model)
+    for there in (network, Windowed(network, (64, 64))):
+        ready = for_inference(there, "float32", CPU)
+        assert isinstance(ready, nn.Module) and ready is not there
+        assert (norms(model), norms(ready)) == NORMS[name]
+
+
+@pytest.mark.parametrize("encoder", ["vgg11_bn", "densenet121", "timm-efficientnet-b0", "tu-resnet18"])
+@torch.inference_mode()
+def test_known_libraries_do_not_read_between_what_is_folded(encoder: str) -> None:
+    exact = smp.Unet(encoder, encoder_depth=3, decoder_channels=(8, 8, 8), encoder_weights=None).double()
+    for norm in (module for module in exact.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    folded = copy.deepcopy(exact.eval())
+    fold_batchnorm(folded)
+    assert norms(folded) < norms(exact)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(folded(images.clone()), exact(images), rtol=1e-9, atol=1e-9)
+
+
+class Reaching(nn.Module):
+    """Somebody's own: a part in a Sequential, and code that calls what is inside one by one."""
+
+    def __init__(self, reach: Callable[[nn.Sequential, torch.Tensor], list[torch.Tensor]]) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.reach = reach
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.reach(self.block, images), dim=1)
+
+
+def before_the_activation(block: nn.Sequential, x: torch.Tensor) -> list[torch.Tensor]:
+    before = block[:2](x)
+    return [before, block[2](before)]
+
+
+def every_output(block: nn.Sequential, x: torch.Tensor) -> list[torch.Tensor]:
+    outputs = []
+    for module in block:
+        x = module(x)
+        outputs.append(x)
+    return outputs
+
+
+def outputs_seen(block: nn.Sequential, x: torch.Tensor) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+        for module in block
+    ]
+    block(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("reach", [before_the_activation, every_output, outputs_seen])
+@pytest.mark.parametrize("inside", [False, True])
+@torch.inference_mode()
+def test_whoever_reads_between_convolution_and_activation_sees_what_was_there(
+    inside: bool, reach: Callable[[nn.Sequential, torch.Tensor], list[torch.Tensor]], images: torch.Tensor
+) -> None:
+    own = Reaching(reach)
+    settle(own)
+    model = adapt(nn.Sequential(own, nn.Conv2d(len(own(images)[0]), 3, 1)) if inside else own)
+    assert torch.equal(for_inference(model, "float32", CPU)(images).logits, model(images).logits)
+
+
+@pytest.mark.parametrize("whose", ["the ReLU", "the Sequential around the convolution"])
+@torch.inference_mode()
+def test_a_hook_sees_what_was_there(whose: str, images: torch.Tensor) -> None:
+    seen: list[torch.Tensor] = []
+    relu, inner = nn.ReLU(), nn.Sequential(nn.Conv2d(3, 4, 1))
+    model = nn.Sequential(inner, nn.BatchNorm2d(4), relu)
+    settle(model)
+    if whose == "the ReLU":
+        relu.register_forward_hook(lambda module, args, output: seen.append(args[0].clone()))
+    else:
+        inner.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+    folded = copy.deepcopy(model)
+    fold_batchnorm(folded)
+    for each in (model, folded):
+        each(images)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_forward_put_in_place_of_a_modules_own_is_somebodys_code() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    model[0].forward = lambda x: model[0][0](x)  # type: ignore[method-assign,index,operator]
+    fold_batchnorm(model)
+    assert norms(model) == 1
 
 
 class Standardised(nn.Conv2d):

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from networks import blocks, calibrated, settle
 from torch import nn
 
+from meal_gpu import committee
 from meal_gpu.adapters import adapt
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.inference import autocast, for_inference
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Network, Output
-from meal_gpu.ops import select_for
+from meal_gpu.ops import reference, select_for
 from meal_gpu.scoring import ImageSet, score_pool
 from meal_gpu.windowed import Windowed, windowed
 
@@ -287,3 +288,75 @@ def test_a_pool_is_scored_through_windows() -> None:
     torch.testing.assert_close(there.scores, whole.scores, rtol=1e-5, atol=1e-6)
     assert there.features is not None and whole.features is not None
     torch.testing.assert_close(there.features, whole.features, rtol=1e-5, atol=1e-5)
+
+
+class Sampling(nn.Module):
+    """Logits of every fourth pixel: one more where a side is no multiple of 4, of which it tells nobody."""
+
+    def __init__(self, turned: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Conv2d(3, 5, 1, stride=4)
+        self.turned = turned
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.head(images)
+        return logits.mT if self.turned else logits
+
+
+def random_pool(size: tuple[int, int]) -> ImageSet:
+    generator = torch.Generator().manual_seed(2)
+    return ImageSet(torch.randint(256, (2, *size, 3), generator=generator, dtype=torch.uint8), reference)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [
+        ((45, 92), (48, 64)),
+        ((33, 72), (40, 40)),
+        ((92, 45), (64, 64)),
+        ((31, 96), (40, 64)),
+    ],
+)
+def test_sides_that_are_no_multiple_of_the_stride(size: tuple[int, int], window: tuple[int, int]) -> None:
+    """As without windows, in float64: there is nothing behind the image, or zeros where it is mirrored."""
+    pool, grid = random_pool(size), Grid(2, 3, *size)
+    network = adapt(Sampling().eval())
+    there = Windowed(network, window)
+    assert pool.images.resident is not None
+    pixels = reference.normalise(pool.images.resident, IMAGENET_MEAN, IMAGENET_STD).double()
+    padded = there.padded_size(size)
+    whole = F.pad(pixels, (0, padded[1] - size[1], 0, padded[0] - size[0]))
+    exact = copy.deepcopy(network).double()
+    plain = exact(pixels).logits
+    behind = (0, padded[1] // 4 - plain.shape[3], 0, padded[0] // 4 - plain.shape[2])
+    both = torch.stack([F.pad(plain, behind, mode="replicate"), exact(whole.flip(3)).logits.flip(3)])
+    expected = reference.patch_committee(both, grid, padded, False)
+    found = committee.score_committee(pool, committee.mirrored(pool, there), there, grid)
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), wanted.flatten(), rtol=0, atol=1e-6)
+    assert bool((found.total - found.expected > 1e-4).all())
+    alone = reference.patch_entropy(both[0], grid, padded, False).flatten()
+    torch.testing.assert_close(score_pool(pool, there, grid).scores.double(), alone, rtol=0, atol=1e-6)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("window", [(33, 70), (41, 43), (63, 33)])
+def test_windows_that_are_no_multiple_of_the_stride(window: tuple[int, int]) -> None:
+    size = (288, 320)
+    network = adapt(Sampling().eval())
+    smooth = F.interpolate(noise(3, 3), size=size, mode="bicubic", align_corners=True)
+    ours, whole = Windowed(network, window)(smooth).logits, network(smooth).logits
+    assert len({side / cells for side, cells in zip(size, ours.shape[2:], strict=True)}) <= 2
+    ours, whole = (F.interpolate(maps, size=size, mode="bilinear") for maps in (ours, whole))
+    assert (ours - whole).abs().mean() < 0.05 * whole.std()
+    pool = random_pool(size)
+    assert bool(score_pool(pool, Windowed(network, window), Grid(2, 2, *size)).scores.isfinite().all())
+
+
+@pytest.mark.parametrize("window", [(64, 96), (33, 70)])
+def test_windows_that_are_transposed_are_told(window: tuple[int, int]) -> None:
+    pool = random_pool((128, 128))
+    with pytest.raises(InputError, match=r"Sampling returns logits of .* a model that crops or transposes"):
+        score_pool(pool, Windowed(adapt(Sampling(turned=True).eval()), window), Grid(2, 2, 128, 128))

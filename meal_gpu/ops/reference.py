@@ -20,6 +20,8 @@ name = "reference"
 
 # Upsampled logits alive at a time. Larger bands leave the CPU's caches and run slower.
 BAND_BYTES = 4 << 20
+# Distances alive at a time, of all points to all that are labelled
+PAIR_BYTES = 32 << 20
 
 
 def _upsampled_bands(
@@ -243,9 +245,8 @@ def kmeans_plusplus(
     uniforms = uniforms.to(values.device)
     free = torch.ones(len(values), dtype=torch.bool, device=values.device)
     nearest = torch.full((len(values),), torch.inf, dtype=torch.float64, device=values.device)
-    if chosen is not None:
-        for labelled in chosen.double():
-            nearest = torch.minimum(nearest, _squared_distances(values, labelled))
+    if chosen is not None and len(chosen):
+        nearest = _squared_distances(values, _nearest(values, chosen.double()))
     picks = torch.empty(len(uniforms), dtype=torch.int64, device=values.device)
     for place, draws in enumerate(uniforms):
         # All weights equal: before any centre is known, and once every free point coincides with one
@@ -263,8 +264,18 @@ def kmeans_plusplus(
     return picks
 
 
-def _squared_distances(points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    return (points - centre).square().sum(dim=1)
+def _squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """[M, d], [d] or [M, d] -> [M]."""
+    return (points - centres).square().sum(dim=1)
+
+
+def _nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """[M, d], [L, d] float64 -> [M, d], the centre nearest to each point."""
+    parts = torch.split(points, max(1, PAIR_BYTES // (8 * len(centres))))
+    return torch.cat([
+        centres[torch.cdist(part, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)]
+        for part in parts
+    ])  # fmt: skip
 
 
 def confusion(

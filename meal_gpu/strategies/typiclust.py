@@ -2,12 +2,12 @@
 
 import torch
 
+from meal_gpu.ops.neighbors import nearest_neighbors
 from meal_gpu.strategies.base import Pool, Selection, Strategy
 from meal_gpu.strategies.geometry import k_means, nearest_centre
 
 MOST_CLUSTERS = 500
 NEIGHBORS = 20
-_AT_ONCE = 2048
 
 
 def typicality(points: torch.Tensor) -> torch.Tensor:
@@ -15,12 +15,8 @@ def typicality(points: torch.Tensor) -> torch.Tensor:
     neighbors = min(NEIGHBORS, len(points) - 1)
     if not neighbors:
         return points.new_zeros(len(points))
-    points = points - points.mean(dim=0)  # `cdist` squares them, and takes the differences then
-    parts = [
-        torch.cdist(rows, points).topk(neighbors + 1, largest=False).values[:, 1:].mean(dim=1)
-        for rows in torch.split(points, _AT_ONCE)
-    ]
-    return 1 / torch.cat(parts).clamp(min=torch.finfo(points.dtype).tiny)
+    distances = nearest_neighbors(points, neighbors + 1)[1][:, 1:]
+    return 1 / distances.mean(dim=1).clamp(min=torch.finfo(distances.dtype).tiny)
 
 
 def turns(clusters: torch.Tensor, covered: torch.Tensor, n: int) -> list[int]:

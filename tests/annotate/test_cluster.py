@@ -232,6 +232,23 @@ def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
         connected("tcp://127.0.0.1:9").__enter__()
 
 
+def refused(number: int) -> int:
+    if number == 2:
+        raise PermissionError(13, "Permission denied", "/data/classes.json")
+    return number
+
+
+def test_a_workers_own_error_is_told() -> None:
+    with connected("local:1") as run:
+        said = (
+            r"local:1: a worker raised PermissionError: \[Errno 13\] Permission denied: '/data/classes\.json'"
+        )
+        with pytest.raises(RunError, match=said) as told:
+            list(run(refused, [1, 2, 3]))
+        assert "scheduler" not in str(told.value) and "same command" not in str(told.value)
+        assert dict(run(refused, [3, 4])) == {0: 3, 1: 4}
+
+
 def test_dask_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)  # type: ignore[arg-type]
     with pytest.raises(UnavailableError, match=r"pip install 'meal-gpu\[dask\]'"):
