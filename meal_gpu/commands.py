@@ -78,7 +78,7 @@ def acquire(
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="The same.", show_default="ImageNet's")
     ] = None,
-    passes: Annotated[int, typer.Option(min=1, help="With dropout, for mc-entropy and bald (2 or more).")] = 8,
+    passes: Annotated[int, typer.Option(min=1, help="With dropout; bald takes 2 or more.")] = 8,
     temperature: Annotated[
         float | None, typer.Option(help="Logits are divided by it; needed for meal-calibrated.")
     ] = None,
