@@ -219,9 +219,11 @@ def peak():
 
 torch.set_num_threads(1)
 files = sorted(Path(sys.argv[1]).glob("*.jpg"))
-before = None
 for count in map(int, sys.argv[2:]):
-    paths = [files[i % len(files)] for i in range(count)]
+    paths = [Path(sys.argv[1], str(count), f"{i}.jpg") for i in range(count)]
+    paths[0].parent.mkdir()
+    for i, path in enumerate(paths):
+        path.hardlink_to(files[i % len(files)])
     query = acquire(Small(), paths, 16, strategy="entropy", precision="float32", pool_share=0.0)
     assert len(query) == 16
     print(peak())
