@@ -91,7 +91,7 @@ class Config:
     ops: str = "auto"
 
     def __post_init__(self) -> None:
-        for key, value in dataclasses.asdict(self).items():
+        for key, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{key} is {value}; it must be finite")
         for key, known in _CHOICES.items():

@@ -19,13 +19,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
-def held(file: Path, what: Path) -> Iterator[int]:
+def held(file: Path, what: Path, *, wait: bool = False) -> Iterator[int]:
     """Hold the lock `file` of `what`; yields the descriptor that does, also in a process that inherits it.
 
     The file says who holds it, and is empty when nobody does.
 
     Raises:
-        RunError: another process holds it: which, where and since when; or it cannot be written.
+        RunError: another process holds it: which, where and since when, unless we `wait` for it; or it cannot
+            be written.
     """
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -33,7 +34,7 @@ def held(file: Path, what: Path) -> Iterator[int]:
         raise RunError(f"{file}: the lock cannot be written: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{what} is in use by {_holder(file)}: wait for it, or end it") from None
         except OSError as error:
@@ -52,11 +53,16 @@ def held(file: Path, what: Path) -> Iterator[int]:
 
 def of_ledger(ledger: Path) -> AbstractContextManager[int]:
     """Hold a ledger, by `pool.lock` beside `pool.parquet`, whose folder is made. Raises RunError."""
-    try:
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{ledger.parent}: cannot be made: {error.strerror}") from error
+    make_parent(ledger)
     return held(ledger.with_suffix(".lock"), ledger)
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder that `path` and its lock lie in. Raises RunError where that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path.parent}: cannot be made: {error.strerror}") from error
 
 
 def _self() -> dict[str, object]:

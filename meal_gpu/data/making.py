@@ -1,6 +1,5 @@
 """The folder of a dataset is made by one process at a time, and is whole or not there."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +18,9 @@ def alone(target: Path, *, wait: bool = False) -> Iterator[None]:
     """
     target = target.resolve()
     file = target.parent / f".partial-{target.name}.lock"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{target.parent}: cannot be made: {error.strerror}") from error
+    lock.make_parent(target)
     while True:
-        with _waited(file) if wait else lock.held(file, target) as handle:
+        with lock.held(file, target, wait=wait) as handle:
             if not _lies_at(file, handle):  # who held it before us has removed it: others may hold a new one
                 continue
             try:
@@ -43,19 +39,6 @@ def filled(target: Path) -> Iterator[Path]:
     except OSError as error:
         why = error.strerror or error
         raise RunError(f"{target}: could not be written: {why}; free some room") from error
-
-
-@contextmanager
-def _waited(file: Path) -> Iterator[int]:
-    try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise RunError(f"{file}: the lock cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def _lies_at(file: Path, handle: int) -> bool:
