@@ -189,7 +189,7 @@ class RunFolder:
             with atomic.folder(target) as aside:
                 yield aside
         except OSError as error:
-            raise _unwritten(target, error) from error
+            raise unwritten(target, error) from error
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder, whole or not at all. Raises RunError where that is not possible."""
@@ -197,7 +197,7 @@ class RunFolder:
         try:
             write(self.path / name, text)
         except OSError as error:
-            raise _unwritten(self.path / name, error) from error
+            raise unwritten(self.path / name, error) from error
 
     def _require_here(self) -> None:
         if not (self.path / "config.toml").is_file():
@@ -214,7 +214,7 @@ class RunFolder:
                 with atomic.writing(target) as aside:
                     shutil.copyfile(self.step(done[-1]) / "ledger.parquet", aside)
             except OSError as error:
-                raise _unwritten(target, error) from error
+                raise unwritten(target, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """`metrics.json` of every complete step, in order."""
@@ -231,10 +231,11 @@ class RunFolder:
                         file.write(b"\n")
                 file.write(json.dumps(row).encode() + b"\n")
         except OSError as error:
-            raise _unwritten(self.path / "log.jsonl", error) from error
+            raise unwritten(self.path / "log.jsonl", error) from error
 
 
-def _unwritten(target: Path, error: OSError) -> RunError:
+def unwritten(target: Path, error: OSError) -> RunError:
+    """What to raise where a file of a run cannot be written."""
     return RunError(
         f"{target}: could not be written: {error.strerror or error}. "
         "Complete steps are intact: free some room and continue with --resume"

@@ -15,6 +15,7 @@ from meal_gpu import atomic
 from meal_gpu.errors import RunError
 from meal_gpu.evaluate import Evaluation
 from meal_gpu.models import Segmenter
+from meal_gpu.record import unwritten
 
 SECONDS = 300.0  # of work that may be lost
 _FORMAT = "meal-gpu savepoint 1"
@@ -40,10 +41,7 @@ class Savepoint:
             with atomic.writing(self.path) as aside:
                 aside.write_bytes(serialise(whole, {_FORMAT: json.dumps(figures)}))
         except OSError as error:
-            raise RunError(
-                f"{self.path}: could not be written: {error.strerror or error}. Complete steps are intact: "
-                "free some room and continue with --resume"
-            ) from error
+            raise unwritten(self.path, error) from error
         self._since = time.monotonic()
 
     def read(self) -> tuple[Tensors, dict[str, Any]] | None:
