@@ -15,7 +15,7 @@ from torch import nn
 
 from meal_gpu import rng, strategies
 from meal_gpu.adapters import adapt
-from meal_gpu.errors import ConfigError, InputError
+from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images.opening import SHARE, Given, open_images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named, require_place
@@ -198,7 +198,10 @@ def acquire(
     """
     needs = strategies.needed(strategy, measure)
     members = tuple(members)
-    _require_taken(strategy, measure, candidates, manifold, members)
+    strategies.require_taken(
+        strategy, measure, candidates=candidates is not None, manifold=manifold is not None,
+        members=bool(members),
+    )  # fmt: skip
     for what, number, least in (
         ("n", n, 1), ("batch_size", batch_size, 1), ("candidates", candidates, 1), ("passes", passes, 1),
         ("manifold_limit", manifold_limit, 4), ("seed", seed, 0),
@@ -258,21 +261,6 @@ def acquire(
         members=[adapt(member, layer=layer, mean=mean, std=std) for member in members],
     )  # fmt: skip
     return replace(query(pool, strategy, ledger), manifold=manifold or pool.fitted)
-
-
-def _require_taken(
-    strategy: str, measure: str, candidates: int | None, manifold: Manifold | None,
-    members: Sequence[nn.Module],
-) -> None:  # fmt: skip
-    """Raises ConfigError for what was given and would change nothing."""
-    takes = strategies.get(strategy)
-    for what, given, taken in (
-        ("candidates", candidates is not None, takes.measured),
-        ("manifold", manifold is not None, takes.manifold),
-        ("members", bool(members), strategies.takes_members(strategy, measure)),
-    ):
-        if given and not taken:
-            raise ConfigError(f"{what} was given, but strategy {strategy!r} takes none: leave it out")
 
 
 def _device_of(model: object, images: object) -> torch.device:

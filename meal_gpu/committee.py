@@ -63,12 +63,11 @@ def dropout(pool: ImageSet, model: Network, passes: int, seed: int) -> Predictio
             f"{type(model).__name__} has no dropout, so that all passes would be equal: choose another "
             "measure than mc-entropy and bald"
         )
-    devices = [pool.device] if pool.device.type == "cuda" else []
     number = 0
 
     def use(predict: _Predict) -> torch.Tensor:
-        with torch.random.fork_rng(devices), _training(layers):
-            _seed(rng.integer(seed, number, "dropout of a batch"), devices)
+        drawn = rng.integer(seed, number, "dropout of a batch")
+        with rng.seeded(drawn, pool.device), _training(layers):
             return torch.stack([predict(ready) for _ in range(passes)])
 
     own = isinstance(ready, Segmenter)
@@ -142,14 +141,6 @@ def _training(layers: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _seed(seed: int, devices: Sequence[torch.device]) -> None:
-    """As `torch.manual_seed`, which would seed all GPUs, also those whose state nobody keeps."""
-    torch.default_generator.manual_seed(seed)
-    for device in devices:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 def _whole(pool: ImageSet, ready: Network, use: Callable[[_Predict], torch.Tensor]) -> Predictions:

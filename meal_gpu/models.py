@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import nn
 
+from meal_gpu import rng
 from meal_gpu.errors import ConfigError, UnavailableError
 
 ARCHITECTURES = ("smp", "paper")
@@ -176,14 +177,12 @@ class Builder:
             raise ConfigError(f"architecture is {architecture!r}; known: {', '.join(ARCHITECTURES)}")
         self.architecture = architecture
         self.classes = classes
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with rng.seeded(seed):
             self._encoder = _encoder(architecture, encoder_weights)
 
     def __call__(self, seed: int) -> Segmenter:
         """A network with the encoder's given weights and a decoder initialised from `seed`."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with rng.seeded(seed):
             model = Segmenter(copy.deepcopy(self._encoder), self._decoder(), self.classes)
             nn.init.xavier_uniform_(model.classifier.weight)
             assert model.classifier.bias is not None

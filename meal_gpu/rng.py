@@ -4,11 +4,15 @@ Nothing is global and no state is ever saved, so a resumed run equals one that n
 """
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from meal_gpu.errors import InputError
+
+_CPU = torch.device("cpu")
 
 
 def stream(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -27,3 +31,18 @@ def integer(seed: int, step: int, purpose: str) -> int:
 def uniforms(seed: int, step: int, purpose: str, n: int) -> torch.Tensor:
     """[n] float64 in [0, 1) on the CPU; the first k of n are the same for every n >= k."""
     return torch.from_numpy(stream(seed, step, purpose).random(n))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
+    """Within, torch's own generators of the CPU and of `device` are seeded; after it they are as before.
+
+    No other GPU is touched: `torch.manual_seed` and a bare `fork_rng` would initialise all of a machine.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

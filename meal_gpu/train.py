@@ -102,8 +102,7 @@ def _trained(
     batches = _Batches(model, patches, oracle, schedule)
     what = f"{hashlib.sha256(patches.cpu().numpy().tobytes()).hexdigest()}, {schedule.epochs} epochs"
     training = Training(what, model, optimiser)
-    with torch.random.fork_rng():
-        torch.manual_seed(rng.integer(seed, step, "dropout"))
+    with rng.seeded(rng.integer(seed, step, "dropout"), oracle.images.device):
         if savepoint:
             training.restore(savepoint)
             advance(len(training.history))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meal_gpu import rng
+from meal_gpu.models import Builder
 
 triples = st.tuples(st.integers(0, 2**63), st.integers(0, 10_000), st.text(max_size=20))
 
@@ -78,3 +79,27 @@ def test_global_state_is_neither_read_nor_changed() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(9)
         assert draw() == before
+
+
+def test_torch_is_seeded_for_a_while_and_no_other_device_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of several GPUs would have a context made on each, and torch would warn."""
+    for name in ("device_count", "get_rng_state", "manual_seed_all", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("a GPU was asked"))
+    before = torch.get_rng_state()
+    with rng.seeded(5):
+        drawn = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(5)))
+    Builder("smp", 3, "none")(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+def test_a_device_is_seeded_for_a_while() -> None:
+    device = torch.device("cuda")
+    before = torch.cuda.get_rng_state(device)
+    with rng.seeded(5, device):
+        drawn = torch.rand(3, device=device)
+    assert torch.equal(torch.cuda.get_rng_state(device), before)
+    generator = torch.Generator(device).manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3, device=device, generator=generator))

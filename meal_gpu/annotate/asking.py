@@ -90,6 +90,10 @@ def _ask(
 ) -> Report:  # fmt: skip
     atomic.require_new(out)
     needs = strategies.needed(plan.strategy, plan.measure)
+    strategies.require_taken(
+        plan.strategy, plan.measure, candidates=plan.candidates is not None, refit=plan.refit,
+        members=bool(members),
+    )  # fmt: skip
     temperature = temperature_for(plan.temperature, plan.strategy)
     require_passes(plan.passes, plan.strategy, plan.measure)
     if plan.budget.unit in ("clicks", "hours") and not strategies.get(plan.strategy).nested:

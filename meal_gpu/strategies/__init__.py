@@ -40,6 +40,7 @@ __all__ = [
     "get",
     "get_measure",
     "needed",
+    "require_taken",
     "takes_members",
 ]
 
@@ -86,6 +87,18 @@ def needed(strategy: str, measure: str) -> tuple[str, ...]:
             f"{takers}"
         )
     return chosen.needs + (proposing.needs if chosen.measured else ())
+
+
+def require_taken(strategy: str, measure: str, **given: bool) -> None:
+    """Raises ConfigError where one of candidates, manifold, refit and members is given in vain."""
+    chosen = get(strategy)
+    taken = {
+        "candidates": chosen.measured, "manifold": chosen.manifold, "refit": chosen.manifold,
+        "members": takes_members(strategy, measure),
+    }  # fmt: skip
+    for what in given:
+        if given[what] and not taken[what]:
+            raise ConfigError(f"{what} was given, but strategy {strategy!r} takes none: leave it out")
 
 
 def takes_members(strategy: str, measure: str) -> bool:

@@ -12,7 +12,7 @@ from networks import settle
 from PIL import Image
 from safetensors.torch import save_file
 
-from meal_gpu import models
+from meal_gpu import models, strategies
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.kept import coverage
 from meal_gpu.annotate.labels import LabelStore
@@ -35,8 +35,10 @@ def ask(frames: Path, tmp_path: Path) -> Ask:
     """`meal-gpu acquire` with an untrained network, 96 patches, and other options as given."""
 
     def call(out: str, *options: object, ledger: str = "pool.parquet", images: object = frames) -> Asked:
+        named = options[options.index("--strategy") + 1] if "--strategy" in options else "meal"
+        candidates = ["--candidates", 30] if strategies.get(str(named)).measured else []
         arguments = ["acquire", "--images", images, "--model", "meal_gpu.models:segmenter",
-                     "--model-arg", "classes=5", "--candidates", 30, "--precision", "float32",
+                     "--model-arg", "classes=5", *candidates, "--precision", "float32",
                      "--ledger", tmp_path / ledger, "--out", tmp_path / out, *options]  # fmt: skip
         app([str(a) for a in arguments], standalone_mode=False)
         return Asked.read(tmp_path / out)
@@ -96,7 +98,8 @@ def test_a_budget_may_pay_for_the_last_patch(
     ask: Ask, strategy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Though of all candidates together those of strategies that take some would come by their score."""
-    options = ("--strategy", strategy, "--candidates", 200)
+    candidates = ("--candidates", 200) if strategies.get(strategy).measured else ()
+    options = ("--strategy", strategy, *candidates)
     everything = ask("all", *options, "--budget", "1000h")
     assert sorted(item.patch for item in everything.items) == list(range(96))
     assert "raise --candidates" not in capsys.readouterr().out
@@ -463,6 +466,17 @@ def weights(tmp_path: Path) -> tuple[Path, ...]:
         files.append(tmp_path / f"{seed}.safetensors")
         save_file({name: values.contiguous() for name, values in network.state_dict().items()}, files[-1])
     return tuple(files)
+
+
+def test_what_a_strategy_takes_not_is_refused(ask: Ask, weights: tuple[Path, ...], tmp_path: Path) -> None:
+    for strategy, option, word in (
+        ("entropy", ("--candidates", 20), "candidates"),
+        ("meal-ft", ("--refit",), "refit"),
+        ("meal", ("--member", weights[1]), "members"),
+    ):
+        with pytest.raises(ConfigError, match=f"{word} was given, but strategy '{strategy}' takes none"):
+            ask("q", "--strategy", strategy, *option)
+    assert not (tmp_path / "q").exists() and not (tmp_path / "pool.parquet").exists()
 
 
 def test_an_ensemble_asks_with_the_weights_of_its_members(ask: Ask, weights: tuple[Path, ...]) -> None:
