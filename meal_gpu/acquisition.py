@@ -21,6 +21,7 @@ from meal_gpu.images.opening import SHARE, Given, open_images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named, require_place
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT, Manifold
+from meal_gpu.memory import current
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import select_for
 from meal_gpu.ops.public import pair, whole
@@ -256,11 +257,12 @@ def acquire(
         precision=default_precision(where) if precision == "auto" else precision, batch_size=batch_size,
         names=names,
     )  # fmt: skip
-    pool = ScoredPool(
-        image_set, network, ledger, n, settings, manifold, needs=needs,
-        members=[adapt(member, layer=layer, mean=mean, std=std) for member in members],
-    )  # fmt: skip
-    return replace(query(pool, strategy, ledger), manifold=manifold or pool.fitted)
+    with current(where):
+        pool = ScoredPool(
+            image_set, network, ledger, n, settings, manifold, needs=needs,
+            members=[adapt(member, layer=layer, mean=mean, std=std) for member in members],
+        )  # fmt: skip
+        return replace(query(pool, strategy, ledger), manifold=manifold or pool.fitted)
 
 
 def _device_of(model: object, images: object) -> torch.device:

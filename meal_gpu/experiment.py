@@ -35,6 +35,7 @@ from meal_gpu.learner import (
 )  # fmt: skip
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold, least_rows
+from meal_gpu.memory import current
 from meal_gpu.pool import SHARED
 from meal_gpu.preparation import (
     Experiment,
@@ -94,7 +95,8 @@ def run(
                 folder.discard()
                 raise
             folder.quarantine(experiment.quarantined)
-            _steps(experiment, folder, monitor, trackers, examine)
+            with current(experiment.pool.device):
+                _steps(experiment, folder, monitor, trackers, examine)
         return folder
     folder = RunFolder.resume(out)
     elsewhere = {key: getattr(folder.config, key) for key in configs.PLACES}  # may be other by now
@@ -106,7 +108,8 @@ def run(
         folder.publish_ledger()  # it may have been killed between its last step and this
         experiment = load(config, monitor, dataset)
         folder.quarantine(experiment.quarantined)
-        _steps(experiment, folder, monitor, trackers, examine)
+        with current(experiment.pool.device):
+            _steps(experiment, folder, monitor, trackers, examine)
     return folder
 
 

@@ -256,9 +256,10 @@ class Graphed:
                 model(self._input)
         torch.cuda.current_stream(batch.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        # Threads that decode ahead may allocate meanwhile
+        # torch's own stream for captures lies on the GPU that was current first: kernels on another one would
+        # not be captured. Threads that decode ahead may allocate meanwhile
         with (
-            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+            torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"),
             autocast(batch.device, precision),
         ):
             self._output = model(self._input)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,6 +73,13 @@ def _allocate(size: int, device: int, stream: int) -> int:
 
 def _free(pointer: int) -> None:
     torch.cuda.caching_allocator_delete(pointer)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Within, `device` is the current one if it is a GPU: cuML and cuDF work there, wherever data lie."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 def same_device(one: torch.device, other: torch.device) -> bool:

@@ -7,6 +7,9 @@ from networks import calibrated
 from meal_gpu import memory, ops
 from meal_gpu.acquisition import acquire
 from meal_gpu.evaluate import evaluate
+from meal_gpu.frame import nearest
+from meal_gpu.grid import Grid
+from meal_gpu.ledger import Ledger
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import cuda, reference
 from meal_gpu.scoring import ImageSet
@@ -55,3 +58,25 @@ def test_the_kernels_count_what_the_reference_counts(model: Segmenter, images: t
     # but for pixels between two classes, where the last digit decides
     assert int(actual.confusion.sum()) == int(expected.confusion.sum()) == int((labels != 3).sum())
     assert int((actual.confusion - expected.confusion).abs().sum()) <= 2e-3 * labels.numel()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("torch.cuda.device_count() < 2", reason="needs a second GPU")
+@pytest.mark.parametrize("strategy", ["meal", "mc-entropy"])
+def test_a_gpu_that_is_not_the_current_one_answers_alike(strategy: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(256, (96, 8, 16, 3), generator=generator, dtype=torch.uint8)  # enough for a graph
+    images = blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    grid, names = Grid(2, 4, 32, 64), [f"{number}" for number in range(96)]
+    asked = [
+        acquire(
+            calibrated(Builder("smp", 3, "none"), 0).to(device), images.to(device), 8, strategy=strategy,
+            ledger=Ledger.create(grid, names, device=nearest(device)),
+        )
+        for device in (torch.device("cuda:0"), torch.device("cuda:1"))
+    ]  # fmt: skip
+    first, second = (query.pool_scores.cpu() for query in asked if query.pool_scores is not None)
+    torch.testing.assert_close(second, first)
+    assert second.std() > 0
+    assert torch.equal(asked[0].patch_ids, asked[1].patch_ids)
+    assert torch.cuda.current_device() == 0

@@ -1,8 +1,10 @@
 """Networks made ready for inference compute what they did before."""
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -323,6 +325,27 @@ def test_the_default_precision_is_what_the_hardware_has(monkeypatch: pytest.Monk
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         assert default_precision(CPU) == expected
     assert default_precision(torch.device("cuda")) == "bfloat16"
+
+
+def test_a_graph_is_captured_on_the_gpu_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would capture on the one that was current first, and replay nothing."""
+    streams: list[SimpleNamespace] = []
+
+    def stream(device: torch.device) -> SimpleNamespace:
+        streams.append(SimpleNamespace(device=device, wait_stream=lambda _: None))
+        return streams[-1]
+
+    captured: list[dict[str, object]] = []
+    nothing = contextlib.nullcontext()
+    for name, stand_in in (
+        ("Stream", stream), ("current_stream", stream), ("stream", lambda _: nothing), ("CUDAGraph", object),
+        ("graph", lambda _, **how: captured.append(how) or nothing),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr("meal_gpu.inference.autocast", lambda *_: nothing)
+    batch = torch.zeros(2, 3, 32, 32, device="meta")
+    Graphed(lambda images: Output(images, images), batch, "float32")  # type: ignore[arg-type]
+    assert [how["stream"] for how in captured] == [streams[0]] and streams[0].device == batch.device
 
 
 @pytest.mark.gpu

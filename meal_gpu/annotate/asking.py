@@ -40,6 +40,7 @@ from meal_gpu.images.sources import Images, Part
 from meal_gpu.inference import PRECISIONS, default_precision, device_named
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import LIMIT
+from meal_gpu.memory import current
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
 from meal_gpu.pool import SHARED, ScoredPool, Settings, require_passes, temperature_for
@@ -80,7 +81,7 @@ def ask(
         MealGpuError: as `acquisition.acquire`; and a RunError where `out` is not empty, or another process
             works on the ledger.
     """
-    with lock.of_ledger(ledger_path):
+    with lock.of_ledger(ledger_path), current(device_named(plan.device)):
         return _ask(images, model, ledger_path, out, plan, stage, members, cluster)
 
 

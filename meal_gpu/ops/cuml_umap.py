@@ -1,7 +1,8 @@
 """UMAP by cuML, on the tensors' own memory.
 
 Facts about cuML 26.10 that the code rests on, none of them in its documentation:
-- It works on CUDA's per-thread default stream, which knows nothing of torch's, and is done when it returns.
+- It works on the current GPU, on CUDA's per-thread default stream, which knows nothing of torch's, and is
+  done when it returns.
 - `n_epochs=0` means the default number; a map fitted with one or two epochs cannot transform.
 - `transform` takes new rows that begin at the address of the fitted ones for the fitted ones, all of them.
 - `transform` searches by brute force, and reads rows, embedding and settings of the fit, but not its graph.
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from meal_gpu.errors import InputError
+from meal_gpu.memory import current
 from meal_gpu.ops import FittedUmap, reference
 from meal_gpu.ops.neighbors import nearest_neighbors
 
@@ -40,6 +42,17 @@ def umap_fit(
             features, neighbors=neighbors, min_dist=min_dist, dimension=dimension, seed=seed, build=build,
             deterministic=deterministic, embedding=embedding,
         )  # fmt: skip
+    with current(features.device):
+        return _fitted(
+            features, neighbors=neighbors, min_dist=min_dist, dimension=dimension, seed=seed, build=build,
+            deterministic=deterministic, embedding=embedding,
+        )  # fmt: skip
+
+
+def _fitted(
+    features: torch.Tensor, *, neighbors: int, min_dist: float, dimension: int, seed: int, build: str,
+    deterministic: bool, embedding: torch.Tensor | None,
+) -> FittedUmap:  # fmt: skip
     import cuml
     import cupy
 
@@ -68,14 +81,15 @@ def umap_fit(
     model.fit(given, knn_graph=graph)
     if embedding is not None:
         model.set_params(n_epochs=None)
-        with cupy.cuda.Device(rows.device.index), cupy.cuda.Stream.ptds:
+        with cupy.cuda.Stream.ptds:
             model.embedding_[...] = model.init
 
     def transform(new: torch.Tensor) -> torch.Tensor:
         new = new.clone() if new.data_ptr() == rows.data_ptr() else new.contiguous()
-        given = cupy.from_dlpack(new)
-        _meet(rows.device)
-        return _own(model.transform(given), rows.device)
+        with current(rows.device):
+            given = cupy.from_dlpack(new)
+            _meet(rows.device)
+            return _own(model.transform(given), rows.device)
 
     return FittedUmap(_own(model.embedding_, rows.device), transform, f"cuml {cuml.__version__}")
 
@@ -92,12 +106,11 @@ def _meet(device: torch.device) -> None:
     """What comes next on torch's stream or on cuML's comes after all that both hold now; the host goes on."""
     import cupy
 
-    with cupy.cuda.Device(device.index):
-        ours = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
-        theirs = cupy.cuda.Stream.ptds
-        now = ours.record(), theirs.record()
-        theirs.wait_event(now[0])
-        ours.wait_event(now[1])
+    ours = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
+    theirs = cupy.cuda.Stream.ptds
+    now = ours.record(), theirs.record()
+    theirs.wait_event(now[0])
+    ours.wait_event(now[1])
 
 
 def _own(array: Any, device: torch.device) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,6 +104,30 @@ def test_what_cuml_is_asked_for(
     assert model.rows.ctypes.data == fitted.features.data_ptr()
     assert fitted.embedding.data_ptr() != model.embedding_.ctypes.data
     assert torch.equal(fitted.transform(FEATURES[:5] + 1), (FEATURES[:5] + 2)[:, : fitted.embedding.shape[1]])
+
+
+def test_cuml_works_on_the_gpu_of_the_features(made: list[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    within: list[torch.device] = []
+    called: list[tuple[str, list[torch.device]]] = []
+
+    @contextlib.contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        within.append(device)
+        yield
+        within.pop()
+
+    monkeypatch.setattr(cuml_umap, "current", current)
+    for name in ("__init__", "fit", "transform"):
+        real = getattr(StandIn, name)
+
+        def noted(self: StandIn, *given: Any, name: str = name, real: Any = real, **more: Any) -> Any:
+            called.append((name, list(within)))
+            return real(self, *given, **more)
+
+        monkeypatch.setattr(StandIn, name, noted)
+    Manifold.fit(FEATURES, seed=0, ops=cuda).transform(FEATURES[:3])
+    here = [FEATURES.device]
+    assert called == [("__init__", here), ("fit", here), ("transform", here)]
 
 
 def test_the_exact_graph_is_ours(made: list[StandIn]) -> None:
