@@ -81,13 +81,15 @@ class Manifold:
 
         Raises:
             InputError: no tensor, wrong rank or dtype, a value that is not finite, fewer than dimension + 2
-                rows, or than 2 neighbors, a min_dist outside 0 to 1, an unknown build, or one that cannot be
-                deterministic: cuML's NN-descent.
+                rows, or than 2 neighbors, a seed of 2**32 or more, a min_dist outside 0 to 1, an unknown
+                build, or one that cannot be deterministic: cuML's NN-descent.
         """
         for what, number, least in (
             ("seed", seed, 0), ("neighbors", neighbors, 2), ("dimension", dimension, 1), ("limit", limit, 1),
         ):  # fmt: skip
             whole(what, number, least)
+        if seed >= 2**32:
+            raise InputError(f"seed must be below 2**32, as umap-learn wants it; got {seed}")
         if not 0 <= min_dist <= 1:
             raise InputError(f"min_dist must be between 0 and 1, got {min_dist}")
         _check(features, finite=check)

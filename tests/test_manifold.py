@@ -190,6 +190,7 @@ def test_rows_that_all_coincide() -> None:
         (torch.zeros(30, 4), {"neighbors": 2.5}, ("neighbors must be at least 2, and whole", "2.5")),
         (torch.zeros(30, 4), {"dimension": 0}, ("dimension must be at least 1, and whole", "got 0")),
         (torch.zeros(30, 4), {"seed": -1}, ("seed must be at least 0, and whole", "-1")),
+        (torch.zeros(30, 4), {"seed": 2**32}, ("seed must be below 2**32", "4294967296")),
         (torch.zeros(30, 4), {"min_dist": 5.0}, ("min_dist must be between 0 and 1", "5.0")),
         (np.zeros((30, 4)), {}, ("features must be a torch.Tensor, got ndarray",)),
         (torch.tensor([[0.0]] * 9 + [[math.nan]]), {}, ("row 9",)),
