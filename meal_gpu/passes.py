@@ -130,7 +130,8 @@ class ImageSet:
         return checked(output, pixels, span, ready, self._classes)
 
     def _decode(self, ready: Segmenter, part: Encoded) -> Output:
-        output = Output(ready.decode(part), part.deep)
+        with autocast(self.device, self.precision):
+            output = Output(ready.decode(part), part.deep)
         return checked(output, part.deep, ready.padded_size(self.size), ready, self._classes)
 
     def _worth_a_graph(self, model: Network) -> bool:
@@ -191,15 +192,11 @@ class ImageSet:
         return run(pixels)
 
     def decoded(self, model: Segmenter, run: Callable[[Encoded], Used]) -> Iterator[tuple[slice, Used]]:
-        """As `normalised`, of what the frozen encoder makes of the batches, in mixed precision."""
+        """As `normalised`, of what the frozen encoder makes of the batches."""
         for batch, encoded in self.encodings(model):
-            part = partial(self._run_encoded, run, encoded)
+            part = partial(_run_encoded, run, encoded)
             for rows, used in self._halving.over(batch.stop - batch.start, part):
                 yield _moved(rows, batch.start), used
-
-    def _run_encoded(self, run: Callable[[Encoded], Used], encoded: Encoded, rows: slice) -> Used:
-        with autocast(self.device, self.precision):
-            return run(Encoded(*(each[rows] for each in encoded)))
 
     def encodings(self, model: Segmenter) -> Iterator[tuple[slice, Encoded]]:
         """As `normalised`, what the frozen encoder makes of the batches; one such iteration at a time."""
@@ -223,6 +220,10 @@ class ImageSet:
                 self._free_bytes -= size
                 self._encoded.append(encoded)
             yield batch, encoded
+
+
+def _run_encoded(run: Callable[[Encoded], Used], encoded: Encoded, rows: slice) -> Used:
+    return run(Encoded(*(each[rows] for each in encoded)))
 
 
 class _FailedError(Exception):

@@ -65,12 +65,20 @@ def images() -> torch.Tensor:
     return blocks()
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_one_pass_scores_and_describes(model: Segmenter, images: torch.Tensor, frozen: bool) -> None:
-    if frozen:
-        model = calibrated(Builder("smp", 3, "none"), 0)
-        model.freeze_encoder()
-    pool = ImageSet(images, reference, batch_size=4, cache_bytes=1 << 30)
+@pytest.fixture(scope="module")
+def frozen() -> Segmenter:
+    model = calibrated(Builder("smp", 3, "none"), 0)
+    model.freeze_encoder()
+    return model
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("which", ["model", "frozen"])
+def test_one_pass_scores_and_describes(
+    which: str, precision: str, images: torch.Tensor, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(which)
+    pool = ImageSet(images, reference, batch_size=4, cache_bytes=1 << 30, precision=precision)
     alone = score_pool(pool, model, GRID)
     both = score_pool(pool, model, GRID, features=True)
     assert alone.features is None
@@ -78,6 +86,32 @@ def test_one_pass_scores_and_describes(model: Segmenter, images: torch.Tensor, f
     assert torch.equal(both.scores, alone.scores)
     assert (both.features.shape, both.features.dtype) == ((48, 1280), torch.float32)
     assert torch.equal(both.features, shared_features(pool, model, GRID))
+
+
+def test_what_is_made_of_a_frozen_networks_outputs_is_not_rounded(
+    model: Segmenter, frozen: Segmenter, images: torch.Tensor
+) -> None:
+    """Mixed precision is the network's alone: all is equal to that of one that is not frozen."""
+    found = [
+        score_pool(
+            ImageSet(images, reference, batch_size=4, precision="bfloat16"), network, GRID, features=True,
+            boundary=True,
+        )
+        for network in (model, frozen)
+    ]  # fmt: skip
+    for name in ("scores", "features", "boundary"):
+        first, second = (getattr(scored, name) for scored in found)
+        assert second.dtype == torch.float32
+        assert torch.equal(first, second), name
+    for strategy in ("core-set", "kmeans", "typiclust"):
+        chosen = [
+            acquire(
+                network, images, 8, strategy=strategy, grid=(2, 4), features="shared", precision="bfloat16",
+                ops="reference",
+            ).patch_ids
+            for network in (model, frozen)
+        ]  # fmt: skip
+        assert torch.equal(*chosen), strategy
 
 
 def test_a_query_on_shared_features_runs_the_encoder_once_per_image(
