@@ -54,7 +54,10 @@ def device_named(name: str) -> torch.device:
 
 def default_precision(device: torch.device) -> str:
     """bfloat16 where the hardware has it, float32 elsewhere."""
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)  # cuDNN has no such convolutions before
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if fast else "float32"
 
 

@@ -81,7 +81,7 @@ class Ledger:
 
     def last_step(self) -> int:
         """The newest step that labelled a patch; -1 where none is labelled."""
-        return int(self.frame["step"].max()) if len(self) else UNLABELLED
+        return int(self._steps().max()) if len(self) else UNLABELLED
 
     def label(self, patches: torch.Tensor | np.ndarray | Sequence[int], step: int) -> None:
         """Mark [n] distinct, unlabelled patches, ids of any integer dtype but uint8, as labelled at `step`.

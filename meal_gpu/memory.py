@@ -15,8 +15,10 @@ from meal_gpu.errors import MealGpuError, UnavailableError
 MEMINFO = Path("/proc/meminfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
-# Of torch's own errors and of the libraries under it
-_EXHAUSTED = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+# Of torch's own errors and of the libraries under it; cuDNN tries its ways on, and forgets why each failed
+_EXHAUSTED = (
+    "out of memory", "ALLOC_FAILED", "can't allocate memory", "unable to find an engine to execute",
+)  # fmt: skip
 _Result = TypeVar("_Result")
 
 

@@ -324,7 +324,9 @@ def test_the_default_precision_is_what_the_hardware_has(monkeypatch: pytest.Monk
     for has, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         assert default_precision(CPU) == expected
-    assert default_precision(torch.device("cuda")) == "bfloat16"
+    for capability, expected in (((7, 5), "float32"), ((8, 0), "bfloat16"), ((12, 0), "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, has=capability: has)
+        assert default_precision(torch.device("cuda", 1)) == expected
 
 
 def test_a_graph_is_captured_on_the_gpu_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,19 +6,26 @@ Facts about cuML 26.10 that the code rests on, none of them in its documentation
 - `n_epochs=0` means the default number; a map fitted with one or two epochs cannot transform.
 - `transform` takes new rows that begin at the address of the fitted ones for the fitted ones, all of them.
 - `transform` searches by brute force, and reads rows, embedding and settings of the fit, but not its graph.
+- It keeps one handle a thread, made for the GPU that is current then, and its stream has one name in all
+  threads: torch's allocator could give what one has freed to another too early. So: one GPU a thread, and one
+  thread of a process at a time.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from meal_gpu.errors import InputError
-from meal_gpu.memory import current
+from meal_gpu import memory
+from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.ops import FittedUmap, reference
 from meal_gpu.ops.neighbors import nearest_neighbors
 
 # Below, cuML warns, NN-descent is unstable; brute force takes no time there
 DESCENT_ROWS = 150
+_THREAD = threading.local()
 
 
 def umap_fit(
@@ -36,13 +43,15 @@ def umap_fit(
 
     Raises:
         InputError: cuML's NN-descent was asked for, and to be deterministic, which it is not.
+        UnavailableError: cuML has worked on another GPU in this thread.
     """
     if not _serves(features):
         return reference.umap_fit(
             features, neighbors=neighbors, min_dist=min_dist, dimension=dimension, seed=seed, build=build,
             deterministic=deterministic, embedding=embedding,
         )  # fmt: skip
-    with current(features.device):
+    memory.share_allocator(features.device)
+    with _at_work(features.device):
         return _fitted(
             features, neighbors=neighbors, min_dist=min_dist, dimension=dimension, seed=seed, build=build,
             deterministic=deterministic, embedding=embedding,
@@ -85,13 +94,29 @@ def _fitted(
             model.embedding_[...] = model.init
 
     def transform(new: torch.Tensor) -> torch.Tensor:
-        new = new.clone() if new.data_ptr() == rows.data_ptr() else new.contiguous()
-        with current(rows.device):
+        asked_on = new.device
+        new = new.clone() if new.data_ptr() == rows.data_ptr() else new.to(rows.device).contiguous()
+        with _at_work(rows.device):
             given = cupy.from_dlpack(new)
             _meet(rows.device)
-            return _own(model.transform(given), rows.device)
+            return _own(model.transform(given), rows.device).to(asked_on)
 
     return FittedUmap(_own(model.embedding_, rows.device), transform, f"cuml {cuml.__version__}")
+
+
+@contextmanager
+def _at_work(device: torch.device) -> Iterator[None]:
+    """cuML on `device`, whatever the program has set."""
+    import cuml
+
+    first = vars(_THREAD).setdefault("device", device)
+    if device != first:
+        raise UnavailableError(
+            f"cuML has worked on {first} in this thread and holds on to it: use manifolds on {device} "
+            "in another thread or process"
+        )
+    with memory.current(device), cuml.using_output_type("cupy"):
+        yield
 
 
 def _serves(features: torch.Tensor) -> bool:

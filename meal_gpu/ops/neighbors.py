@@ -76,6 +76,8 @@ def _propose(
         dtype = torch.float16 if features.is_cuda else torch.float32
     if dtype == torch.float32 and not _full_float32():
         dtype = torch.bfloat16
+    if dtype == torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation:
+        dtype = torch.bfloat16  # which is summed in float32 all the same
     # At 0 the scale of features that all coincide is any
     centre = features.mean(dim=0, dtype=torch.float64)
     scale = 1 / torch.stack([_span(features, centre), _span(rows, centre)]).amax()

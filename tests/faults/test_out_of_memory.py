@@ -274,6 +274,7 @@ def test_nothing_holds_the_tensors_of_the_failed_attempt() -> None:
         (torch.OutOfMemoryError(FULL), True),
         (MemoryError("std::bad_alloc: out_of_memory"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("a model is out of memory of its own"), False),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from meal_gpu.errors import InputError
+from meal_gpu import memory
+from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.manifold import Manifold
 from meal_gpu.ops import cuda, cuml_umap, reference
 from meal_gpu.ops.neighbors import nearest_neighbors
@@ -58,11 +59,16 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[StandIn]:
     device = SimpleNamespace(
         Device=lambda _: contextlib.nullcontext(), Stream=SimpleNamespace(ptds=contextlib.nullcontext())
     )
-    stand_in = SimpleNamespace(UMAP=StandIn, __version__="26.10.00")
+    stand_in = SimpleNamespace(
+        UMAP=StandIn, __version__="26.10.00",
+        using_output_type=lambda kind: contextlib.nullcontext() if kind == "cupy" else pytest.fail(kind),
+    )  # fmt: skip
     monkeypatch.setitem(sys.modules, "cuml", stand_in)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(from_dlpack=np.from_dlpack, cuda=device))
     monkeypatch.setattr(cuml_umap, "_serves", lambda _: True)
     monkeypatch.setattr(cuml_umap, "_meet", lambda _: None)
+    monkeypatch.setattr(cuml_umap, "_THREAD", SimpleNamespace())
+    monkeypatch.setattr(memory, "share_allocator", lambda _: None)
     return models
 
 
@@ -116,7 +122,7 @@ def test_cuml_works_on_the_gpu_of_the_features(made: list[StandIn], monkeypatch:
         yield
         within.pop()
 
-    monkeypatch.setattr(cuml_umap, "current", current)
+    monkeypatch.setattr(memory, "current", current)
     for name in ("__init__", "fit", "transform"):
         real = getattr(StandIn, name)
 
@@ -128,6 +134,15 @@ def test_cuml_works_on_the_gpu_of_the_features(made: list[StandIn], monkeypatch:
     Manifold.fit(FEATURES, seed=0, ops=cuda).transform(FEATURES[:3])
     here = [FEATURES.device]
     assert called == [("__init__", here), ("fit", here), ("transform", here)]
+
+
+def test_cuml_works_on_one_gpu_in_a_thread(made: list[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps a handle of the first, which would be used on the second."""
+    fitted = Manifold.fit(FEATURES, seed=0, ops=cuda)
+    monkeypatch.setattr(cuml_umap._THREAD, "device", torch.device("cuda", 1))
+    for work in (lambda: fitted.transform(FEATURES[:3]), lambda: Manifold.fit(FEATURES, seed=0, ops=cuda)):
+        with pytest.raises(UnavailableError, match=r"worked on cuda:1 in this thread .* on cpu in"):
+            work()
 
 
 def test_the_exact_graph_is_ours(made: list[StandIn]) -> None:

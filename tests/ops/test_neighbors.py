@@ -266,6 +266,24 @@ def test_torch_told_to_multiply_in_shorter_formats(precision: str, monkeypatch: 
         torch.set_float32_matmul_precision(before)
 
 
+def test_torch_told_to_sum_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is one of sums in float32, which cuBLAS then makes of bfloat16 alone."""
+    rounded, to = neighbors._rounded, []
+
+    def noted(*arguments: Any) -> Any:
+        to.append(arguments[-1])
+        return rounded(*arguments)
+
+    monkeypatch.setattr(neighbors, "_rounded", noted)
+    for told in (False, True):
+        try:
+            torch.backends.cuda.matmul.allow_fp16_accumulation = told
+            nearest_neighbors(CASES["plain"], 9, dtype=torch.float16)
+        finally:
+            torch.backends.cuda.matmul.allow_fp16_accumulation = False
+    assert to == [torch.float16, torch.bfloat16]
+
+
 @pytest.mark.parametrize(
     ("features", "k", "queries", "told"),
     [
