@@ -19,6 +19,7 @@ from PIL import Image
 from meal_gpu import data, models, ops
 from meal_gpu.errors import DataError
 from meal_gpu.grid import Grid
+from meal_gpu.inference import device_named
 from meal_gpu.models import Segmenter
 from meal_gpu.ops.upsampling import interpolation
 from meal_gpu.report.table import Run
@@ -77,10 +78,14 @@ class Scenes:
         return list(zip(self.dataset.classes, colors, strict=True))
 
     def model(self, run: Run, step: int) -> Segmenter:
-        """The model of a step. Raises ConfigError or UnavailableError where it cannot be read."""
+        """The model of a step, on a GPU if it was made on one and there is one.
+
+        Raises:
+            ConfigError, UnavailableError: it cannot be read.
+        """
         model = models.segmenter(len(self.dataset.classes), run.config.architecture)
         models.load(model, run.folder.step(step) / "model.safetensors")
-        return model
+        return model.to(device_named("auto" if run.config.device.startswith("cuda") else "cpu"))
 
     def pictures(self, patches: Sequence[int], model: Segmenter | None) -> list[Picture]:
         """A picture of each of the patches, with the patch's size around it."""
@@ -88,8 +93,9 @@ class Scenes:
         for numbers, images in self._images(patches):
             logits: list[torch.Tensor] = []
             if model is not None:
-                outputs = ImageSet(images, ops.select("reference"), batch_size=1).outputs(model)
-                logits = [output.logits[0].float() for _, output in outputs]
+                device = next(model.parameters()).device
+                shown = ImageSet(images.to(device), ops.select_for(device))
+                logits = [one for _, output in shown.outputs(model) for one in output.logits.float().cpu()]
             for place, number in enumerate(numbers):
                 for patch in patches:
                     if patch // self.grid.patches_per_image == number:
