@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import harness, performance, results
 from bench.plot import draw
-from bench.table1 import FOLDER, PAPER, ROWS
+from bench.table1 import BEYOND, FOLDER, PAPER, ROWS
 from meal_gpu import compare
 from meal_gpu.compare import tables
 from meal_gpu.strategies import MEASURES, STRATEGIES
@@ -26,7 +26,7 @@ def render(readme: str) -> str:
     compared = compare.compare(compare.gather(_rows(ROOT)))
     blocks = {
         "camvid": _table1(compared), "strategies": _strategies(), "sweep": _sweep(compared),
-        "performance": speed,
+        "performance": speed, "beyond": _beyond(ROOT),
     }  # fmt: skip
     return _filled(readme, blocks)
 
@@ -168,6 +168,26 @@ def _sweep(compared: compare.Comparison) -> str:
     return (
         f"The runs on CamVid above (IoU of each class and the penalty matrix: [{file.name}]({file})):\n\n"
         f"{text}\n\n"
+    )
+
+
+def _beyond(root: Path) -> str:
+    """What the paper left open: rows with something changed, each against the one that they change."""
+    rows = sorted((root / BEYOND).iterdir(), key=lambda row: (row.name.count("+"), row.name))
+    gathered = compare.gather(rows)
+    base = next(
+        group.label for group in gathered.groups if Path(group.curves[0].name).is_relative_to(rows[0])
+    )
+    sections = compare.markdown(compare.compare(gathered, baseline=base)).split("\n## ")
+    shown = [section.partition("\n\n")[2] for section in sections if section.startswith(("Strat", "Pairs"))]
+    commits = ", ".join(sorted({commit[:12] for curve in gathered.curves for commit in curve.commits}))
+    devices = ", ".join(sorted({device for curve in gathered.curves for device in curve.devices}))
+    names = " ".join(row.name for row in rows)
+    seeds = sorted({curve.config.seed for curve in gathered.curves})
+    return (
+        "\n\n".join(part.strip() for part in shown)
+        + f"\n\n{devices}; commit {commits}: `python -m bench.table1 {names} --strategy meal --seeds "
+        f"{seeds[0]}..{seeds[-1]} --folder {BEYOND.as_posix()}`.\n\n"
     )
 
 

@@ -16,6 +16,7 @@ import typer
 from meal_gpu.sweep.request import FILE
 
 FOLDER = Path("runs") / "table1"
+BEYOND = Path("runs") / "beyond"
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from meal_gpu.config import require_device
 from meal_gpu.convolution import Phased, phase_dilated
 from meal_gpu.errors import InputError, UnavailableError
-from meal_gpu.memory import same_device
+from meal_gpu.memory import is_out_of_memory, same_device
 from meal_gpu.models import Network, Output
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,7 +86,9 @@ def for_inference(model: Network, precision: str, device: torch.device) -> Netwo
         return cast("Network", model)
     try:
         ready: Any = copy.deepcopy(model).eval().requires_grad_(False)
-    except (RuntimeError, TypeError):  # tensors computed from parameters, locks, open files
+    except (RuntimeError, TypeError) as error:  # tensors computed from parameters, locks, open files
+        if is_out_of_memory(error):
+            raise
         model.eval()
         return model
     if any(parameter.dtype in _OTHERS for parameter in ready.parameters()):
@@ -260,8 +262,10 @@ class Graphed:
         torch.cuda.current_stream(batch.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # torch's own stream for captures lies on the GPU that was current first: kernels on another one would
-        # not be captured. Threads that decode ahead may allocate meanwhile
+        # not be captured. Threads that decode ahead may allocate meanwhile. A capture that fails does not
+        # leave the stream, hence the first line
         with (
+            torch.cuda.stream(side),
             torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"),
             autocast(batch.device, precision),
         ):

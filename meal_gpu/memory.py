@@ -1,5 +1,6 @@
 """Memory of the GPU and of the host: one allocator for all libraries, what is free, what if nothing is."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 # Of torch's own errors and of the libraries under it; cuDNN tries its ways on, and forgets why each failed
 _EXHAUSTED = (
     "out of memory", "ALLOC_FAILED", "can't allocate memory", "unable to find an engine to execute",
+    "CUDA allocation failed",
 )  # fmt: skip
 _Result = TypeVar("_Result")
 
@@ -29,8 +31,7 @@ def share_allocator(device: torch.device | None = None) -> None:
     its own allocator is the one that CUDA graphs work with. Each of CuPy and RMM may be absent; an RMM
     resource that the program has set itself stays. Calling it again changes nothing.
     """
-    index = None if device is None else device.index
-    _share(torch.cuda.current_device() if index is None else index)
+    _share(number(torch.device("cuda") if device is None else device))
 
 
 @cache
@@ -77,10 +78,16 @@ def _free(pointer: int) -> None:
     torch.cuda.caching_allocator_delete(pointer)  # type: ignore[no-untyped-call]
 
 
+def number(device: torch.device) -> int:
+    """Of a GPU; "cuda" without one is the current GPU."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 @contextmanager
 def current(device: torch.device) -> Iterator[None]:
     """Within, `device` is the current one if it is a GPU: cuML and cuDF work there, wherever data lie."""
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    named = device.type == "cuda" and device.index is not None
+    with torch.cuda.device(device) if named else nullcontext():
         yield
 
 
@@ -88,10 +95,7 @@ def same_device(one: torch.device, other: torch.device) -> bool:
     """Whether both name the same; "cuda" without a number is the current GPU."""
     if one.type != "cuda" or other.type != "cuda":
         return one.type == other.type
-    first, second = (
-        torch.cuda.current_device() if device.index is None else device.index for device in (one, other)
-    )
-    return first == second
+    return number(one) == number(other)
 
 
 def beside(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -155,6 +159,14 @@ def _cgroup_rooms() -> Iterator[int]:
                 break
 
 
+def release(device: torch.device) -> None:
+    """Let what torch and DALI keep unused of a GPU's memory be had by either."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        if dali := sys.modules.get("nvidia.dali"):
+            dali.backend.ReleaseUnusedMemory()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error, or the one it was raised from or during, says that memory is used up."""
     at: BaseException | None = error
@@ -195,25 +207,22 @@ class Halving:
         size: rows at once.
         device: whose memory it is about.
         what: one row, and `remedy`, what a user can lower, where one row is too many.
-        spare: gives back memory that is only there for speed; says whether there was any.
     """
 
-    def __init__(
-        self, size: int, device: torch.device, what: str, remedy: str,
-        spare: Callable[[], bool] = lambda: False,
-    ) -> None:  # fmt: skip
+    def __init__(self, size: int, device: torch.device, what: str, remedy: str) -> None:
         self.size = size
         self._device = device
         self._what = what
         self._remedy = remedy
-        self._spare = spare
 
     def over(
-        self, count: int, run: Callable[[slice], _Result], forget: Callable[[], None] = lambda: None
-    ) -> Iterator[tuple[slice, _Result]]:
+        self, count: int, run: Callable[[slice], _Result], forget: Callable[[], None] = lambda: None,
+        spare: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[slice, _Result]]:  # fmt: skip
         """Yield (rows, `run(rows)`) for parts of the rows 0 … count - 1, in order.
 
         `forget` is called before a part is tried again: to let go of what was made for the larger one.
+        `spare` gives back memory that is only there for speed, and says whether there was any.
 
         Raises:
             MealGpuError: memory is used up by a single row.
@@ -227,7 +236,7 @@ class Halving:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                spared = self._spare()
+                spared = spare()
                 if tried == 1 and not spared:
                     raise _exhausted(self._device, self._what, self._remedy, error) from error
             else:
@@ -239,7 +248,6 @@ class Halving:
             forget()
             if not spared:
                 self.size = tried // 2
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            release(self._device)
             how = "without what was kept for speed" if spared else f"with {self.size} at once, not {tried}"
             warnings.warn(f"{self._device}: out of memory in {self._what}; it goes on {how}", stacklevel=2)

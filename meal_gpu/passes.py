@@ -68,7 +68,6 @@ class ImageSet:
         self._halving = Halving(
             self._batch_size, self.device,
             f"a forward pass of images of {self.size[0]}×{self.size[1]} pixels in {precision}", LOWER,
-            self._give_up_cache,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -118,7 +117,9 @@ class ImageSet:
             nonlocal graphed
             if graphed is None and self._worth_a_graph(ready):
                 graphed = Graphed(ready, pixels, self.precision)
-            return use(self.forward(ready, pixels) if graphed is None else graphed(pixels))
+            if graphed is None:
+                return use(self.forward(ready, pixels))
+            return use(self._checked(graphed(pixels), ready, pixels))
 
         yield from self.normalised(ready, run, forget=forget)
 
@@ -126,6 +127,9 @@ class ImageSet:
         """The output for normalised `pixels` [B, 3, H, W]; what a `Network` promises of it is checked."""
         with autocast(self.device, self.precision), _blaming(ready):
             output = ready(pixels)
+        return self._checked(output, ready, pixels)
+
+    def _checked(self, output: Output, ready: Network, pixels: torch.Tensor) -> Output:
         span = ready.padded_size((int(pixels.shape[2]), int(pixels.shape[3])))
         return checked(output, pixels, span, ready, self._classes)
 
@@ -165,7 +169,7 @@ class ImageSet:
         rest = torch.arange(first, len(self)) if first else None
         for images in self.images.batches(self._batch_size, of=rest):
             part = partial(self.named, partial(self._run, run, model, images), partial(add, first))
-            for rows, used in self._halving.over(len(images), part, forget):
+            for rows, used in self._halving.over(len(images), part, forget, self._give_up_cache):
                 yield _moved(rows, first), used
             first += len(images)
 
@@ -195,7 +199,7 @@ class ImageSet:
         """As `normalised`, of what the frozen encoder makes of the batches."""
         for batch, encoded in self.encodings(model):
             part = partial(_run_encoded, run, encoded)
-            for rows, used in self._halving.over(batch.stop - batch.start, part):
+            for rows, used in self._halving.over(len(encoded.deep), part, spare=self._give_up_cache):
                 yield _moved(rows, batch.start), used
 
     def encodings(self, model: Segmenter) -> Iterator[tuple[slice, Encoded]]:

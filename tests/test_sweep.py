@@ -343,17 +343,25 @@ for step in range(steps):
 
 
 @pytest.fixture
-def stubs(monkeypatch: pytest.MonkeyPatch, tiny: Config) -> Callable[..., Sweep]:
+def shares() -> list[float]:
+    """The `pool_share` that each run of `stubs` was given."""
+    return []
+
+
+@pytest.fixture
+def stubs(monkeypatch: pytest.MonkeyPatch, tiny: Config, shares: list[float]) -> Callable[..., Sweep]:
     """Call it with how runs behave, by name; all others end well at once."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def prepare(**behaviour: str) -> Sweep:
         def stand_in(path: Path, settings: Path, track: object) -> list[str]:
-            assert configs.read(settings).strategy == path.name.rpartition("-")[0]
+            given = configs.read(settings)
+            assert given.strategy == path.name.rpartition("-")[0]
+            shares.append(given.pool_share)
             return [sys.executable, "-c", STUB, str(path), behaviour.get(path.name.replace("-", "_"), "well")]
 
         monkeypatch.setattr(children, "command", stand_in)
-        base = tiny.replace(steps=1)
+        base = tiny.replace(steps=1, pool_share=0.5)
         return Sweep(base=base, strategies=("random", "entropy"), seeds=(0, 1))
 
     return prepare
@@ -379,10 +387,11 @@ def test_every_run_of_a_sweep_is_run_once(stubs: Callable[..., Sweep], tmp_path:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_no_more_processes_than_jobs_share_the_cores(
-    jobs: int, stubs: Callable[..., Sweep], tmp_path: Path
+def test_no_more_processes_than_jobs_share_the_cores_and_the_memory(
+    jobs: int, stubs: Callable[..., Sweep], shares: list[float], tmp_path: Path
 ) -> None:
     run(stubs(), tmp_path, jobs=jobs)
+    assert shares == [0.5 / jobs] * 4
     times = [path.read_text().split() for path in tmp_path.glob("*/times")]
     spans = [(float(start), float(end)) for start, end, _ in times]
     for start, _ in spans:

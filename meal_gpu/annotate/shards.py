@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from meal_gpu.images.listing import Listing
 from meal_gpu.images.opening import open_listing
 from meal_gpu.images.sources import Images, Part
 from meal_gpu.inference import for_inference
+from meal_gpu.memory import current
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import MEASURES, PatchClasses, select_for
 from meal_gpu.scoring import Advance, ImageSet, Scored, require_finite, score_pool
@@ -159,6 +161,7 @@ class _Recipe:
 
 
 _built: dict[str, Network] = {}  # of this process: the model of the cluster's work at hand
+_ALONE = Lock()  # a worker may have several threads; a network's hooks, and captures, are for one at a time
 
 
 def _network(recipe: _Recipe) -> Network:
@@ -181,7 +184,8 @@ def _network(recipe: _Recipe) -> Network:
 def _there(recipe: _Recipe, shard: Listing) -> Failed | MealGpuError:
     """Score a shard and write it, in a process of a cluster; our errors are given back, not logged there."""
     try:
-        return _scored_there(recipe, shard)
+        with _ALONE, current(torch.device(recipe.device)):
+            return _scored_there(recipe, shard)
     except MealGpuError as error:
         return error
 

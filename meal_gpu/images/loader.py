@@ -7,7 +7,6 @@ pixel floor((x + 0.5) * input / output), so no id is ever mixed; where that fall
 between two pixels, float32 may take the one before (never when one size is a multiple of the other).
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,14 @@ from torch.utils.dlpack import from_dlpack
 from meal_gpu.errors import DataError, InputError, UnavailableError
 from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size, image_size, label_kind
+from meal_gpu.memory import explained, is_out_of_memory, number, release
 
 JPEG_TOLERANCE = 2
 """Largest difference of a CPU-decoded JPEG from Pillow, in levels of 255; 0 was measured."""
 
 _PREFETCH = 2
+_GPU_THREADS = 16  # each takes DALI 32 MiB, half of it on the device
+_LOWER = "Let the files be fewer at once (batch_size), or end other programs on the device"
 
 
 class Loader:
@@ -44,7 +46,7 @@ class Loader:
         labels: read 8-bit grey or palette PNG files of ids rather than images.
         device: "cpu" or a CUDA device; on CUDA the decoder is DALI's `mixed` one.
         batch_size: files per batch.
-        threads: decoding threads; default: one per core this process may use.
+        threads: decoding threads; default: as many as torch has, on a GPU at most 16.
         grid: cut into its patches inside the pipeline; its patches must all be of one size.
         native: the native (height, width) that every file must have; default: that of the first.
 
@@ -52,6 +54,7 @@ class Loader:
         InputError: an impossible size, batch size, thread count or grid.
         UnavailableError: DALI is not installed, or `device` is not there.
         DataError: no files, or (while iterating) one that cannot be decoded or has another size.
+        MealGpuError: (while iterating) memory is used up, also after torch and DALI have given back theirs.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class Loader:
         self.labels = labels
         self.device = torch.device(device)
         self.batch_size = batch_size
-        self.threads = threads if threads is not None else len(os.sched_getaffinity(0))
+        self.threads = torch.get_num_threads() if threads is None else threads
+        if threads is None and self.device.type == "cuda":
+            self.threads = min(self.threads, _GPU_THREADS)
         self.grid = grid
         if min(size) < 1 or batch_size < 1 or self.threads < 1:
             raise InputError(
@@ -96,22 +101,39 @@ class Loader:
     def __iter__(self) -> Iterator[torch.Tensor]:
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         pipeline: Any = None
+        height, width = self.native
+        what = f"decoding {self.batch_size} files of {height}×{width} pixels at once"
         for start in range(0, len(self.paths), self.batch_size):
             files = self.paths[start : start + self.batch_size]
-            try:
-                if pipeline is None:
-                    pipeline = self._build()
-                outputs = pipeline.run(stream)
-            except RuntimeError as error:
-                # The pipeline reads ahead: the culprit may lie in one of the batches that follow.
-                ahead = self.paths[start : start + (1 + _PREFETCH) * self.batch_size]
-                raise self._explain(ahead, error) from error
+            with explained(self.device, what, _LOWER):
+                try:
+                    pipeline = pipeline or self._build(start)
+                    outputs = self._run(pipeline, start, stream)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    pipeline = None
+                if pipeline is None:  # what torch keeps unused may do
+                    release(self.device)
+                    pipeline = self._build(start)
+                    outputs = self._run(pipeline, start, stream)
             if len(outputs) > 1:
                 self._check_files(files, np.asarray(outputs[1].as_tensor()))
             batch = from_dlpack(outputs[0].as_tensor())
             yield batch[: len(files), ..., 0] if self.labels else batch[: len(files)]
 
-    def _build(self) -> Any:
+    def _run(self, pipeline: Any, start: int, stream: "torch.cuda.Stream | None") -> Any:
+        try:
+            return pipeline.run(stream)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            # The pipeline reads ahead: the culprit may lie in one of the batches that follow
+            ahead = self.paths[start : start + (1 + _PREFETCH) * self.batch_size]
+            raise self._explain(ahead, error) from error
+
+    def _build(self, start: int) -> Any:
+        """The pipeline of the files from `start` on."""
         dali = _import_dali()
         fn, types = dali.fn, dali.types
         mixed = self.device.type == "cuda"
@@ -119,9 +141,12 @@ class Loader:
         def pixels_and_shapes() -> tuple[Any, ...]:
             if self._kind == "palette":
                 # DALI's decoder gives the colours of a palette, never its indices.
-                pixels = fn.external_source(source=self._palette_batches(), dtype=types.UINT8, layout="HWC")
+                pixels = fn.external_source(
+                    source=self._palette_batches(start), dtype=types.UINT8, layout="HWC"
+                )
                 return (pixels.gpu() if mixed else pixels,)
-            encoded, _ = fn.readers.file(files=[str(path) for path in self.paths], pad_last_batch=True)
+            files = [str(path) for path in self.paths[start:]]
+            encoded, _ = fn.readers.file(files=files, pad_last_batch=True)
             pixels = fn.decoders.image(
                 encoded,
                 device="mixed" if mixed else "cpu",
@@ -141,15 +166,11 @@ class Loader:
             graph,
             batch_size=self.batch_size,
             num_threads=self.threads,
-            device_id=self._gpu() if mixed else None,
+            device_id=number(self.device) if mixed else None,
             prefetch_queue_depth=_PREFETCH,
         )()
         pipeline.build()
         return pipeline
-
-    def _gpu(self) -> int:
-        index = self.device.index
-        return torch.cuda.current_device() if index is None else index
 
     def _patches(self, fn: Any, pixels: Any) -> Any:
         grid, channels = self.grid, 1 if self.labels else 3
@@ -160,8 +181,8 @@ class Loader:
         pixels = fn.transpose(pixels, perm=[0, 2, 1, 3, 4])
         return fn.reshape(pixels, shape=[grid.patches_per_image, height, width, channels], layout="")
 
-    def _palette_batches(self) -> Iterator[list[NDArray[np.uint8]]]:
-        for start in range(0, len(self.paths), self.batch_size):
+    def _palette_batches(self, begin: int) -> Iterator[list[NDArray[np.uint8]]]:
+        for start in range(begin, len(self.paths), self.batch_size):
             files = self.paths[start : start + self.batch_size]
             arrays = []
             for path in files:

@@ -6,6 +6,7 @@ Whatever the place, a pass sees the same pixels in the same batches, so that res
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from meal_gpu.errors import DataError, InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images.headers import Size, image_size
 from meal_gpu.images.loader import Loader
+from meal_gpu.memory import current, number
 
 _AHEAD = 8  # images fetched at a time for patches
 _DECODED = 8  # files, at least, that the decoder's threads share
@@ -101,7 +103,9 @@ def pin(images: torch.Tensor, owner: object, device: torch.device) -> None:
     """
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     place = images.data_ptr()
-    if int(runtime.cudaHostRegister(place, images.nbytes, 0)) == 0:
+    with current(device):
+        refused = int(runtime.cudaHostRegister(place, images.nbytes, 0))
+    if not refused:
         # Not at the interpreter's end, when CUDA may be gone
         weakref.finalize(owner, _unpin, runtime, place, device).atexit = False
         return
@@ -110,8 +114,9 @@ def pin(images: torch.Tensor, owner: object, device: torch.device) -> None:
 
 
 def _unpin(runtime: Any, place: int, device: torch.device) -> None:
-    torch.cuda.synchronize(device)  # copies may be under way
-    runtime.cudaHostUnregister(place)
+    with current(device):
+        torch.cuda.synchronize(device)  # copies may be under way
+        runtime.cudaHostUnregister(place)
 
 
 def copied(parts: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
@@ -119,7 +124,7 @@ def copied(parts: Iterator[torch.Tensor], device: torch.device) -> Iterator[torc
     if device.type == "cpu":
         yield from parts
         return
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copying = _copying(number(device))
     ahead: tuple[torch.Tensor, torch.cuda.Event] | None = None
     for part in parts:
         with torch.cuda.stream(copying):
@@ -130,6 +135,12 @@ def copied(parts: Iterator[torch.Tensor], device: torch.device) -> Iterator[torc
         ahead = copied, done
     if ahead is not None:
         yield _arrived(*ahead)
+
+
+@cache
+def _copying(gpu: int) -> torch.cuda.Stream:
+    """One for all: torch keeps what was freed for the stream that it was allocated on."""
+    return torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
 
 
 def _arrived(batch: torch.Tensor, done: torch.cuda.Event) -> torch.Tensor:
@@ -177,8 +188,8 @@ class Part:
     """Some of the images of another source, renumbered from 0.
 
     Args:
-        numbers: [K > 0] int64 on the CPU, of the images, in any order. Where they live on the device, numbers
-            that follow each other give a view, others a copy.
+        numbers: [K > 0] int64 on the CPU, of the images, in any order. Where these live on the device, those
+            that follow each other do so as well, as a view.
 
     Raises:
         InputError: no numbers, or some that `images` does not have.
@@ -196,10 +207,8 @@ class Part:
         self.size = images.size
         self.device = images.device
         self.resident: torch.Tensor | None = None
-        if images.resident is not None:
-            follows = torch.equal(numbers, torch.arange(low, low + len(numbers)))
-            where = slice(low, high + 1) if follows else numbers.to(images.device)
-            self.resident = images.resident[where]
+        if images.resident is not None and torch.equal(numbers, torch.arange(low, low + len(numbers))):
+            self.resident = images.resident[low : high + 1]
             self._images, self._numbers = Resident(self.resident), None
 
     def __len__(self) -> int:

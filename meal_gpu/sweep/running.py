@@ -74,6 +74,8 @@ def _run_all(
     signals: Signals, view: View,
 ) -> list[Run]:  # fmt: skip
     configs = asked.runs()
+    # Each finds free what the others are about to take
+    given = {name: each.replace(pool_share=each.pool_share / jobs) for name, each in configs.items()}
     waiting: deque[str] = deque()
     children: dict[str, Child] = {}
     for name, run in runs.items():
@@ -88,7 +90,7 @@ def _run_all(
                 while waiting and len(children) < jobs:
                     name = waiting.popleft()
                     children[name] = Child(
-                        out / name, configs[name], track=track, threads=threads_each(jobs), lock=handle
+                        out / name, given[name], track=track, threads=threads_each(jobs), lock=handle
                     )
                 view.show(list(runs.values()))
                 time.sleep(_POLL)

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ import torch
 from acquire_command import acquire, options
 from PIL import Image
 
+from meal_gpu.annotate import shards
 from meal_gpu.cluster import connected
 from meal_gpu.errors import ConfigError, DataError, MealGpuError, RunError, UnavailableError
 from meal_gpu.ledger import Ledger
@@ -298,3 +302,20 @@ def test_what_is_known_may_lie_behind_a_url(frames: Path, tmp_path: Path) -> Non
     more = ("--cluster", "local:1", "--out", tmp_path / "third")
     with pytest.raises(RunError, match="scored by a worker, but not found in memory://"):
         acquire(folder, tmp_path, "--cache", f"{place}/2", *more)
+
+
+def test_threads_of_a_worker_score_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `dask worker` has as many as the machine has cores: they share a network, with its hooks."""
+    inside: list[int] = []
+
+    def score(recipe: SimpleNamespace, shard: int) -> dict[int, str]:
+        inside.append(shard)
+        time.sleep(0.01)
+        assert inside.pop() == shard
+        assert not inside
+        return {shard: ""}
+
+    monkeypatch.setattr(shards, "_scored_there", score)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(partial(shards._there, SimpleNamespace(device="cpu")), range(24)))  # type: ignore[arg-type]
+    assert found == [{shard: ""} for shard in range(24)]

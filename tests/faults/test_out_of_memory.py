@@ -11,16 +11,18 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from networks import blocks, calibrated, settle
+from PIL import Image
 from torch import nn
 
 from meal_gpu import committee, experiment, passes
 from meal_gpu.acquisition import acquire
 from meal_gpu.adapters import adapt
 from meal_gpu.config import Config
-from meal_gpu.errors import MealGpuError
+from meal_gpu.errors import InputError, MealGpuError
 from meal_gpu.evaluate import evaluate
 from meal_gpu.grid import Grid
-from meal_gpu.inference import Graphed
+from meal_gpu.images.loader import Loader
+from meal_gpu.inference import Graphed, for_inference
 from meal_gpu.memory import Halving, is_out_of_memory
 from meal_gpu.models import Builder, Output, Segmenter
 from meal_gpu.ops import reference
@@ -247,6 +249,79 @@ def test_a_graph_is_dropped_and_captured_for_the_smaller_batch(monkeypatch: pyte
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_pool_goes_with_its_last_reference(frozen: bool) -> None:
+    """Not when the collector comes by: the next query asks how much memory is free."""
+    model = calibrated(Builder("smp", 3, "none"), 0)
+    if frozen:
+        model.freeze_encoder()
+    gc.disable()
+    try:
+        pool = ImageSet(blocks(), reference, cache_bytes=1 << 30)
+        score_pool(pool, model, GRID, features=True)
+        gone = weakref.ref(pool), weakref.ref(pool.images)
+        del pool
+        assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_graphs_output_is_looked_at_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Captured:
+        def __init__(self, model: Any, batch: torch.Tensor, precision: str) -> None:
+            self.model = model
+
+        def __call__(self, batch: torch.Tensor) -> Output:
+            output: Output = self.model(batch)
+            return output
+
+    monkeypatch.setattr(passes, "Graphed", Captured)
+    monkeypatch.setattr(ImageSet, "_worth_a_graph", lambda self, model: True)
+    with pytest.raises(InputError, match="3 classes"):
+        score_pool(ImageSet(blocks(), reference, classes=7), calibrated(Builder("smp", 3, "none"), 0), GRID)
+
+
+def test_a_network_that_memory_is_too_small_to_copy_is_left_as_it_is() -> None:
+    class Large(nn.Module):
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Large":
+            raise torch.OutOfMemoryError(FULL)
+
+    model = Large()
+    with pytest.raises(torch.OutOfMemoryError):
+        for_inference(model, "float32", CPU)  # type: ignore[arg-type]
+    assert model.training
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_dali_asks_once_more_when_what_torch_kept_is_free(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for number, image in enumerate(blocks()):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(image.numpy()).save(files[-1])
+    size = (32, 64)
+    expected = [batch.clone() for batch in Loader(files, size, batch_size=2)]
+    run, ran, released = Loader._run, [], []
+
+    def full(self: Loader, pipeline: Any, start: int, stream: None) -> Any:
+        ran.append(start)
+        if 2 <= len(ran) < 2 + times:
+            raise RuntimeError("CUDA allocation failed")
+        return run(self, pipeline, start, stream)
+
+    monkeypatch.setattr(Loader, "_run", full)
+    monkeypatch.setattr("meal_gpu.images.loader.release", released.append)
+    loader = Loader(files, size, batch_size=2)
+    if times == 1:
+        assert all(torch.equal(*pair) for pair in zip(loader, expected, strict=True))
+        assert ran == [0, 2, 2, 4]
+    else:
+        with pytest.raises(MealGpuError, match="out of memory in decoding 2 files of 32×64 pixels"):
+            list(loader)
+    assert released == [CPU]
+
+
 def test_nothing_holds_the_tensors_of_the_failed_attempt() -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
@@ -275,6 +350,7 @@ def test_nothing_holds_the_tensors_of_the_failed_attempt() -> None:
         (MemoryError("std::bad_alloc: out_of_memory"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
+        (RuntimeError("Error in the pipeline: CUDA allocation failed"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("a model is out of memory of its own"), False),

@@ -317,8 +317,28 @@ def test_a_gpu_without_a_number_is_the_current_one(
     monkeypatch.setattr("meal_gpu.images.loader._import_dali", lambda: dali)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    Loader(images, SIZE, device=device)._build()
+    Loader(images, SIZE, device=device)._build(0)
     assert asked == [number]
+
+
+def test_threads_are_torchs_and_few_on_a_gpu(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 128)
+    assert [Loader(images, SIZE, device=device).threads for device in ("cpu", "cuda")] == [128, 16]
+    assert Loader(images, SIZE, device="cuda", threads=40).threads == 40
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_file_is_decoded_alike_wherever_it_stands(subsampling: int, tmp_path: Path) -> None:
+    """The GPU's JPEG engine takes a part of each batch, and its other decoder the rest."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (32, 64, 3), dtype=np.uint8))
+    coarse.resize((1024, 512), Image.Resampling.BICUBIC).save(
+        tmp_path / "x.jpg", quality=95, subsampling=subsampling
+    )
+    (batch,) = Loader([tmp_path / "x.jpg"] * 16, (512, 1024), device="cuda", batch_size=16)
+    assert all(torch.equal(image, batch[0]) for image in batch)
 
 
 @pytest.mark.gpu
