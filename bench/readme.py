@@ -1,4 +1,4 @@
-"""Rewrite the README's tables from committed records, rows and the code: `python -m bench.readme`."""
+"""Rewrite the tables of README and docs from committed records, rows, code: `python -m bench.readme`."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
 SCALE = ROOT / "docs" / "SCALE.md"
+EXPERIMENTS = ROOT / "docs" / "EXPERIMENTS.md"
 SUBSAMPLE = ROOT / "bench" / "results" / "subsample.jsonl"
 # Lines that say where it was run, what it shows, and what else a pair compares
 _NOTES = ("Environment", "**Verdict", "- At step 0")
@@ -26,9 +27,14 @@ def render(readme: str) -> str:
     compared = compare.compare(compare.gather(_rows(ROOT)))
     blocks = {
         "camvid": _table1(compared), "strategies": _strategies(), "sweep": _sweep(compared),
-        "performance": speed, "beyond": _beyond(ROOT),
+        "performance": speed,
     }  # fmt: skip
     return _filled(readme, blocks)
+
+
+def render_experiments(page: str) -> str:
+    """docs/EXPERIMENTS.md with its tables made anew."""
+    return _filled(page, {"beyond": _beyond(ROOT)})
 
 
 def _filled(page: str, blocks: dict[str, str]) -> str:
@@ -211,7 +217,7 @@ def main() -> None:
     compare.write(compare.compare(compare.gather(_rows(Path()))), FOLDER / "compare")
     for device, rows in performance.committed().items():
         draw(rows, performance.PLOTS[device])
-    for page, made in ((readme, render), (SCALE, render_scale)):
+    for page, made in ((readme, render), (SCALE, render_scale), (EXPERIMENTS, render_experiments)):
         page.write_text(made(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -53,12 +53,14 @@ def test_every_option_it_names_exists() -> None:
 
 def test_its_figures_are_those_of_the_committed_records() -> None:
     sys.path.insert(0, str(README.parent))  # bench is not installed
-    from bench.readme import SCALE, render, render_scale
+    from bench.readme import EXPERIMENTS, SCALE, render, render_experiments, render_scale
 
     text = README.read_text(encoding="utf-8")
     assert render(text) == text
     page = SCALE.read_text(encoding="utf-8")
     assert render_scale(page) == page
+    page = EXPERIMENTS.read_text(encoding="utf-8")
+    assert render_experiments(page) == page
     assert "| meal | 0." in text and "`meal-gpu compare` makes of them" in text and "**Pairs**" in text
 
 
