@@ -162,6 +162,7 @@ def test_a_gpu_without_cupy_says_what_to_install(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cupy" else find(name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(sys, "argv", ["meal-gpu", "run", "--ops", "cuda", *device])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:

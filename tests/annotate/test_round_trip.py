@@ -215,8 +215,8 @@ def test_a_grown_pool_scores_only_what_is_new(
     assert (a.step, b.step) == (1, 2)
     # what is kept gives the query that computing all of it anew gives
     fresh = tmp_path / "fresh.parquet"
-    command(*common[:-1], fresh, "--out", tmp_path / "d", "--strategy", "entropy")
-    command(*common, "--out", tmp_path / "e", "--strategy", "entropy")
+    for out, table in (("d", fresh), ("e", ledger)):
+        command(*common[:-4], "--ledger", table, "--out", tmp_path / out, "--strategy", "entropy")
     assert [i.patch for i in Asked.read(tmp_path / "d").items] == [
         i.patch for i in Asked.read(tmp_path / "e").items
     ]
