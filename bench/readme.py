@@ -145,6 +145,12 @@ def _table1(compared: compare.Comparison) -> str:
     ]  # fmt: skip
     first = summaries[0]
     config = first.group.curves[0].config
+    reference = "; ".join(
+        f"With all labels: {curve.score[-1]:.3f} (seed {curve.config.seed}, `--strategy supervised`; the "
+        f"paper {PAPER[curve.config.finetune]['supervised']:.3f}). "
+        for group in compared.gathered.supervised
+        for curve in group.curves
+    )
     folder = FOLDER.as_posix()
     notes = [
         line.removeprefix("- ") for line in compare.markdown(compared).splitlines() if line.startswith(_NOTES)
@@ -159,8 +165,8 @@ def _table1(compared: compare.Comparison) -> str:
         "validated after every epoch.\n\n"
         f"{performance.markdown(head, lines, 'l' + 'r' * (len(head) - 1))}\n\n"
         + "\n\n".join(notes)
-        + "\n\nEach seed has its own initial patches, the same for all strategies. The records, and what "
-        f"`meal-gpu compare` makes of them, lie in `{folder}`; "
+        + f"\n\n{reference}Each seed has its own initial patches, the same for all strategies. The records, "
+        f"and what `meal-gpu compare` makes of them, lie in `{folder}`; "
         f"`python -m bench.table1 {' '.join(path.name for path in _rows(ROOT))}` runs them.\n\n"
     )
 
