@@ -10,6 +10,7 @@ from bench.plot import draw
 from bench.table1 import BEYOND, FOLDER, PAPER, ROWS
 from meal_gpu import compare
 from meal_gpu.compare import tables
+from meal_gpu.compare.verdict import environment
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
@@ -145,7 +146,7 @@ def _table1(compared: compare.Comparison) -> str:
     ]  # fmt: skip
     first = summaries[0]
     config = first.group.curves[0].config
-    reference = "; ".join(
+    reference = "".join(
         f"With all labels: {curve.score[-1]:.3f} (seed {curve.config.seed}, `--strategy supervised`; the "
         f"paper {PAPER[curve.config.finetune]['supervised']:.3f}). "
         for group in compared.gathered.supervised
@@ -173,9 +174,11 @@ def _table1(compared: compare.Comparison) -> str:
 
 def _sweep(compared: compare.Comparison) -> str:
     """The parts of the comparison that fit a page; the rest is in the committed compare.md."""
-    sections = compare.markdown(compared).split("\n## ")
-    shown = [section.partition("\n\n") for section in sections if section.startswith(("mIoU per", "Pairs"))]
-    text = "\n\n".join(f"**{title}**\n\n{body.strip()}" for title, _, body in shown)
+    text = "\n\n".join(
+        f"**{title}**\n\n{body}"
+        for title, body in _sections(compared)
+        if title.startswith(("mIoU per", "Pairs"))
+    )
     file = FOLDER / "compare" / "compare.md"
     return (
         f"The runs on CamVid above (IoU of each class and the penalty matrix: [{file.name}]({file})):\n\n"
@@ -190,17 +193,21 @@ def _beyond(root: Path) -> str:
     base = next(
         group.label for group in gathered.groups if Path(group.curves[0].name).is_relative_to(rows[0])
     )
-    sections = compare.markdown(compare.compare(gathered, baseline=base)).split("\n## ")
-    shown = [section.partition("\n\n")[2] for section in sections if section.startswith(("Strat", "Pairs"))]
-    commits = ", ".join(sorted({commit[:12] for curve in gathered.curves for commit in curve.commits}))
-    devices = ", ".join(sorted({device for curve in gathered.curves for device in curve.devices}))
+    sections = _sections(compare.compare(gathered, baseline=base))
+    shown = [body for title, body in sections if title.startswith(("Strategies", "Pairs"))]
     names = " ".join(row.name for row in rows)
     seeds = sorted({curve.config.seed for curve in gathered.curves})
-    return (
-        "\n\n".join(part.strip() for part in shown)
-        + f"\n\n{devices}; commit {commits}: `python -m bench.table1 {names} --strategy meal --seeds "
-        f"{seeds[0]}..{seeds[-1]} --folder {BEYOND.as_posix()}`.\n\n"
+    command = (
+        f"python -m bench.table1 {names} --strategy meal --seeds {seeds[0]}..{seeds[-1]} --folder "
+        f"{BEYOND.as_posix()}"
     )
+    return "\n\n".join([*shown, f"{environment(gathered)} `{command}`."]) + "\n\n"
+
+
+def _sections(compared: compare.Comparison) -> list[tuple[str, str]]:
+    """Title and body of each section of the comparison's Markdown, but for what is above the first."""
+    parts = [section.partition("\n\n") for section in compare.markdown(compared).split("\n## ")[1:]]
+    return [(title, body.strip()) for title, _, body in parts]
 
 
 def _rows(root: Path) -> list[Path]:

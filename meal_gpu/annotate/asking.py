@@ -81,13 +81,14 @@ def ask(
         MealGpuError: as `acquisition.acquire`; and a RunError where `out` is not empty, or another process
             works on the ledger.
     """
-    with lock.of_ledger(ledger_path), current(device_named(plan.device)):
-        return _ask(images, model, ledger_path, out, plan, stage, members, cluster)
+    device = device_named(plan.device)
+    with lock.of_ledger(ledger_path), current(device):
+        return _ask(images, model, ledger_path, out, plan, stage, device, members, cluster)
 
 
 def _ask(
     images: str, model: Network | torch.nn.Module, ledger_path: Path, out: Path, plan: Plan, stage: Stage,
-    members: Sequence[torch.nn.Module] = (), cluster: Cluster | None = None,
+    device: torch.device, members: Sequence[torch.nn.Module], cluster: Cluster | None,
 ) -> Report:  # fmt: skip
     atomic.require_new(out)
     needs = strategies.needed(plan.strategy, plan.measure)
@@ -113,7 +114,6 @@ def _ask(
         raise ConfigError(f"on_bad is {plan.on_bad!r}; known: {', '.join(ON_BAD)}")
     if plan.precision not in ("auto", *PRECISIONS):
         raise ConfigError(f"precision is {plan.precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    device = device_named(plan.device)
     store = LabelStore.of(ledger_path)
     if plan.classes is not None:
         if PATCH_LABEL in plan.classes:

@@ -107,24 +107,27 @@ class Loader:
             files = self.paths[start : start + self.batch_size]
             with explained(self.device, what, _LOWER):
                 try:
-                    pipeline = pipeline or self._build(start)
-                    outputs = self._run(pipeline, start, stream)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
+                    pipeline, outputs = self._run(pipeline, start, stream)
+                except (RuntimeError, MemoryError):
                     pipeline = None
                 if pipeline is None:  # what torch keeps unused may do
                     release(self.device)
-                    pipeline = self._build(start)
-                    outputs = self._run(pipeline, start, stream)
+                    pipeline, outputs = self._run(None, start, stream)
             if len(outputs) > 1:
                 self._check_files(files, np.asarray(outputs[1].as_tensor()))
             batch = from_dlpack(outputs[0].as_tensor())
             yield batch[: len(files), ..., 0] if self.labels else batch[: len(files)]
 
-    def _run(self, pipeline: Any, start: int, stream: "torch.cuda.Stream | None") -> Any:
+    def _run(self, pipeline: Any, start: int, stream: "torch.cuda.Stream | None") -> tuple[Any, Any]:
+        """The pipeline, built where there is none, and its next outputs.
+
+        Raises:
+            DataError: a file cannot be decoded.
+            RuntimeError, MemoryError: memory is used up.
+        """
         try:
-            return pipeline.run(stream)
+            pipeline = pipeline or self._build(start)
+            return pipeline, pipeline.run(stream)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise

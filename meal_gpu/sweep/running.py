@@ -74,8 +74,6 @@ def _run_all(
     signals: Signals, view: View,
 ) -> list[Run]:  # fmt: skip
     configs = asked.runs()
-    # Each finds free what the others are about to take
-    given = {name: each.replace(pool_share=each.pool_share / jobs) for name, each in configs.items()}
     waiting: deque[str] = deque()
     children: dict[str, Child] = {}
     for name, run in runs.items():
@@ -89,8 +87,10 @@ def _run_all(
             while (waiting or children) and not signals.received:
                 while waiting and len(children) < jobs:
                     name = waiting.popleft()
+                    # Each finds free what the others are about to take
+                    config = configs[name].replace(pool_share=configs[name].pool_share / jobs)
                     children[name] = Child(
-                        out / name, given[name], track=track, threads=threads_each(jobs), lock=handle
+                        out / name, config, track=track, threads=threads_each(jobs), lock=handle
                     )
                 view.show(list(runs.values()))
                 time.sleep(_POLL)
