@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
-from meal_gpu import rng
+from meal_gpu import atomic, rng
 from meal_gpu.errors import InputError, RunError
 from meal_gpu.ops import BUILDS, FittedUmap, Ops, select_for
 from meal_gpu.ops.public import require_tensor, whole
@@ -137,11 +137,23 @@ class Manifold:
         return float(trustworthiness(high, low, n_neighbors=neighbors))
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file: tensors and numbers only, no pickled objects."""
+        """Write one safetensors file, whole or not at all: tensors and numbers only, no pickled objects.
+
+        Raises:
+            RunError: the file, which is named, cannot be written.
+        """
         # One key: safetensors writes several in random order, and equal manifolds should be equal bytes
         meta = {_FORMAT: json.dumps(vars(self._settings))}
         tensors = {"features": self.features, "rows": self.rows, "embedding": self.embedding}
-        Path(path).write_bytes(serialise({k: v.cpu().contiguous() for k, v in tensors.items()}, meta))
+        content = serialise({k: v.cpu().contiguous() for k, v in tensors.items()}, meta)
+        try:
+            with atomic.writing(Path(path)) as aside:
+                aside.write_bytes(content)
+        except OSError as error:
+            raise RunError(
+                f"{path}: the manifold could not be written: {error.strerror or error}; free some room, "
+                "or name a folder that is there and can be written to"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu", ops: Ops | None = None) -> "Manifold":

@@ -1,6 +1,8 @@
 """The manifold: one seed, one result; saved and loaded, the same numbers."""
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,28 @@ def test_saved_and_loaded_it_gives_the_same_numbers(manifold: Manifold, tmp_path
     # and once more: nothing drifts
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_one_that_cannot_be_saved_leaves_the_old_one(
+    manifold: Manifold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "phi"
+    manifold.save(path)
+    before = path.read_bytes()
+
+    def full(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match="phi: the manifold could not be written: No space left on device"):
+        manifold.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="nowhere/phi: the manifold could not be written: No such file"):
+        manifold.save(tmp_path / "nowhere" / "phi")
 
 
 def test_settings_survive_saving(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
 
 from meal_gpu import atomic
 from meal_gpu.errors import RunError
@@ -48,10 +47,9 @@ class Kept:
         """Raises RunError where it cannot be written."""
         try:
             self.folder.mkdir(exist_ok=True)
-            with atomic.writing(self._manifold) as aside:
-                manifold.save(aside)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise _unwritten(str(self.folder), error) from error
+        manifold.save(self._manifold)
 
 
 class Shards:

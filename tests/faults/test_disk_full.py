@@ -187,7 +187,8 @@ def test_a_manifold_that_cannot_be_kept(disk: Disk, command: Command) -> None:
     fitted.unlink()  # scores and features are known still
     ledger = (disk.path / "pool.parquet").read_bytes()
     disk.fill(0)
-    assert "pool.cache: the cache cannot be written: " in command("acquire", "--strategy", "meal")
+    said = command("acquire", "--strategy", "meal")
+    assert f"{fitted.name}: the manifold could not be written: {os.strerror(errno.ENOSPC)}" in said
     assert (disk.path / "pool.parquet").read_bytes() == ledger
     assert not (disk.path / "query").exists()
     disk.free()
