@@ -168,9 +168,13 @@ class Config:
 
 
 def require_same(before: Config, now: Config, path: Path) -> None:
-    """What was started in `path` goes on with its own settings. Raises ConfigError naming what differs."""
+    """What was started in `path` goes on with its own settings, save PLACES.
+
+    Raises ConfigError naming what differs.
+    """
     old, new = dataclasses.asdict(before), dataclasses.asdict(now)
-    if differing := [f"{key}: {old[key]!r} → {new[key]!r}" for key in new if old[key] != new[key]]:
+    keys = [key for key in new if old[key] != new[key] and key not in PLACES]
+    if differing := [f"{key}: {old[key]!r} → {new[key]!r}" for key in keys]:
         raise ConfigError(
             f"{path} was started with other settings ({'; '.join(differing)}): "
             "leave them out to continue it, or choose another --out"

@@ -99,8 +99,7 @@ def run(
                 _steps(experiment, folder, monitor, trackers, examine)
         return folder
     folder = RunFolder.resume(out)
-    elsewhere = {key: getattr(folder.config, key) for key in configs.PLACES}  # may be other by now
-    configs.require_same(folder.config, config.replace(**elsewhere), folder.path)
+    configs.require_same(folder.config, config, folder.path)
     with locked(out):
         dataset = open_dataset(config)
         folder.require_dataset(_made_on(config, dataset))

@@ -12,7 +12,8 @@ import time
 import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -135,26 +136,33 @@ class _Once:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         vendor = self._opened()
-        try:
+        with self._warned(f"step {step} is not logged yet, the run goes on"):
             if vendor.last < step - 1:
                 self._write(recorded(RunFolder.resume(self._run))[:step])
             if vendor.last < step:
                 vendor.write(metrics, step)
                 vendor.last = step
-        except Exception as error:  # whatever a vendor raises: it is no reason to stop a run
-            warnings.warn(
-                f"{self._name}: step {step} is not logged yet, the run goes on: {error}", stacklevel=2
-            )
 
     def catch_up(self) -> None:
         """Log the run's complete steps that are not there."""
         self._opened()
-        self._write(recorded(RunFolder.resume(self._run)))
+        steps = recorded(RunFolder.resume(self._run))
+        with self._warned("the earlier steps are not logged yet, the run goes on"):
+            self._write(steps)
 
     def close(self) -> None:
-        if self._vendor is not None:
-            self._vendor.close()
-            self._vendor = None
+        vendor, self._vendor = self._vendor, None
+        if vendor is not None:
+            with self._warned("it was not closed, the last figures may be missing there"):
+                vendor.close()
+
+    @contextmanager
+    def _warned(self, what: str) -> Iterator[None]:
+        """Whatever a vendor raises is a warning: no reason to stop a run, or to hide why one stopped."""
+        try:
+            yield
+        except Exception as error:
+            warnings.warn(f"{self._name}: {what}: {error}", stacklevel=4)
 
     def _write(self, steps: Sequence[dict[str, float]]) -> None:
         vendor = self._opened()

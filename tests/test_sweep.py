@@ -201,6 +201,12 @@ def test_another_request_is_an_error_with_both_values(
     assert "runs/s was started with" in str(caught.value)
 
 
+def test_where_the_pool_lies_may_change_while_a_sweep_stands() -> None:
+    moved = {"root": "elsewhere", "cache_gib": 1.0, "pool_share": 0.25}
+    found = FOUR.extended(request.build(BASE, moved, strategy=None, seeds=None, stored=FOUR), Path("s"))
+    assert found == dataclasses.replace(FOUR, base=BASE.replace(**moved))
+
+
 def test_settings_that_are_named_again_are_no_other_ones() -> None:
     for base, settings in ((SUPERVISED.base, {}), (SUPERVISED.base, {"epochs": 2}), (BASE, {"epochs": 2})):
         asked = request.build(base, settings, strategy=None, seeds=None, stored=SUPERVISED)
@@ -354,7 +360,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch, tiny: Config, shares: list[float]) ->
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def prepare(**behaviour: str) -> Sweep:
-        def stand_in(path: Path, settings: Path, track: object) -> list[str]:
+        def stand_in(path: Path, config: Config, settings: Path, track: object) -> list[str]:
             given = configs.read(settings)
             assert given.strategy == path.name.rpartition("-")[0]
             shares.append(given.pool_share)
@@ -514,8 +520,10 @@ def test_how_it_ended_is_printed(
 def test_what_a_child_is_called_with(begun: bool, tmp_path: Path) -> None:
     if begun:
         (tmp_path / "config.toml").touch()
-    called = children.command(tmp_path, Path("logs/a.toml"), ["tensorboard", "wandb"])
-    start = ["--resume"] if begun else ["--config", "logs/a.toml"]
+    config = BASE.replace(root="a b", cache_gib=1.0, pool_share=0.25)
+    called = children.command(tmp_path, config, Path("logs/a.toml"), ["tensorboard", "wandb"])
+    places = ["--root", "a b", "--set", "cache_gib=1.0", "--set", "pool_share=0.25"]
+    start = ["--resume", *places] if begun else ["--config", "logs/a.toml"]
     assert called[1:] == [
         "-m", "meal_gpu", "run", "--out", str(tmp_path), *start, "--track", "tensorboard", "--track", "wandb",
     ]  # fmt: skip

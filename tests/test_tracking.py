@@ -98,6 +98,8 @@ class Vendor(tracking._Vendor):
 
     def close(self) -> None:
         type(self).closed += 1
+        if self.broken:
+            raise ConnectionError("the server is gone")
 
 
 @pytest.fixture
@@ -151,6 +153,29 @@ def test_a_server_that_is_gone_stops_no_run_and_gets_the_rest_later(
         else:
             tracker.log(expected(step), step)
     assert vendor.held == [(step, expected(step)) for step in range(3)]
+
+
+def test_a_server_that_is_gone_at_the_end_or_at_a_resume_is_a_warning_too(
+    vendor: type[Vendor], folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_steps(folder, 0)
+
+    def gone(self: Vendor, metrics: dict[str, float], step: int) -> None:
+        raise ConnectionError("the server is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vendor, "write", gone)
+        words = "vendor: the earlier steps are not logged yet, the run goes on: the server is gone"
+        with pytest.warns(UserWarning, match=words):
+            (tracker,) = tracking.open_trackers(["vendor"], folder.path, resume=True)
+    add_steps(folder, 1)
+    tracker.log(expected(1), 1)
+    assert vendor.held == [(step, expected(step)) for step in range(2)]
+    vendor.broken = True
+    with pytest.warns(UserWarning, match="vendor: it was not closed, .*: the server is gone"):
+        tracker.close()
+    tracker.close()  # it is closed
+    assert vendor.closed == 1
 
 
 def test_a_tracker_that_cannot_be_opened_is_an_error(vendor: type[Vendor], folder: RunFolder) -> None:

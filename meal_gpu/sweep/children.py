@@ -21,9 +21,15 @@ LOCK = ".lock"
 _GRACE = 5.0  # seconds for a child to end by itself
 
 
-def command(path: Path, settings: Path, track: Sequence[str]) -> list[str]:
-    """What runs one run: it goes on where `path` holds one, and starts by `settings` elsewhere."""
-    start = ["--resume"] if is_begun(path) else ["--config", str(settings)]
+def command(path: Path, config: Config, settings: Path, track: Sequence[str]) -> list[str]:
+    """What runs one run: it goes on where `path` holds one, and starts by `settings`, which is `config`'s
+    file, elsewhere.
+    """
+    start = ["--config", str(settings)]
+    if is_begun(path):
+        start = ["--resume", "--root", config.root] if config.root else ["--resume"]
+        for key in ("cache_gib", "pool_share"):
+            start += ["--set", f"{key}={getattr(config, key)!r}"]
     tracked = [part for name in track for part in ("--track", name)]
     return [sys.executable, "-m", "meal_gpu", "run", "--out", str(path), *start, *tracked]
 
@@ -47,7 +53,7 @@ class Child:
             # A session of its own: Ctrl-C at the terminal is for the sweep, which stops its children.
             # They end with it, however it ends, and keep its lock until then.
             self.process = subprocess.Popen(
-                command(path, settings, track), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command(path, config, settings, track), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=environment | locks.parent(), start_new_session=True, pass_fds=(lock,),
             )  # fmt: skip
 

@@ -85,7 +85,8 @@ class Sweep:
         return {f"{name}-{seed}": self.config(name, seed) for seed in self.seeds for name in self.strategies}
 
     def extended(self, asked: "Sweep", path: Path) -> "Sweep":
-        """This sweep, which is in the folder `path`, with the strategies and seeds that `asked` adds.
+        """This sweep, which is in the folder `path`, with the strategies and seeds that `asked` adds, and
+        its `config.PLACES`.
 
         Raises:
             ConfigError: `asked` leaves some out, or has other settings; both values are named.
@@ -101,7 +102,8 @@ class Sweep:
         for strategy in strategies:
             configs.require_same(self.config(strategy, 0), asked.config(strategy, 0), path)
         seeds = tuple(dict.fromkeys(self.seeds + asked.seeds))
-        return dataclasses.replace(self, strategies=strategies, seeds=seeds)
+        places = {key: getattr(asked.base, key) for key in configs.PLACES}
+        return dataclasses.replace(self, base=self.base.replace(**places), strategies=strategies, seeds=seeds)
 
     def write(self, folder: Path) -> None:
         """Write FILE, whole or not at all."""
