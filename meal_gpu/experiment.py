@@ -168,7 +168,7 @@ def _steps(
         ledger.label(chosen.patch_ids, step)
         ended = step == last or not len(ledger.unlabelled())
         model = new_model(experiment, step)
-        saves = folder.training(step)
+        saves, midway = folder.training(step), folder.is_midway(step)
         trained = train_step(experiment, model, ledger, step, ended, stages, monitor, saves)
         assert trained.evaluation is not None
         members = [] if ended else train_members(experiment, ledger, step, stages, monitor, saves)
@@ -178,7 +178,8 @@ def _steps(
                 more["calibration"] = calibrate(experiment, learner, ledger, step)
         with stages("record"):
             metrics = _record(experiment, folder, step, learner, chosen, ledger, trained, more)
-        folder.log("step", step=step, seconds={k: round(v, 3) for k, v in stages.seconds.items()})
+        seconds = {name: round(value, 3) for name, value in stages.seconds.items()}
+        folder.log("step", step=step, seconds=seconds, **({"midway": True} if midway else {}))
         for tracker in trackers:
             tracker.log(flatten(metrics, stages.seconds), step)
         monitor.line(

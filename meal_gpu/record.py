@@ -12,6 +12,7 @@ quarantine.csv                  files that were left out, and why (on_bad = "ski
 log.jsonl                       append-only: stage timings, losses
 """
 
+import itertools
 import json
 import os
 import platform
@@ -102,12 +103,26 @@ class RunFolder:
         """Add to env.json what makes the steps from here on, where it is not what made those before."""
         now, known = environment(device), self._environments()
         if any(known[-1].get(key) != value for key, value in now.items() if key != "command"):
-            first, *others = [*known, {"step": len(self.completed())} | now]
+            step = len(self.completed())
+            since: dict[str, Any] = {"step": step} | ({"midway": True} if self.is_midway(step) else {})
+            first, *others = [*known, since | now]
             self.write("env.json", json.dumps(first | {"resumed": others}, indent=2) + "\n")
 
     def environment(self, step: int) -> dict[str, Any]:
-        """What made a step, from env.json. Raises RunError where that cannot be read."""
+        """What ended a step, from env.json. Raises RunError where that cannot be read."""
         return [made for made in self._environments() if made.get("step", 0) <= step][-1]
+
+    def makers(self) -> list[dict[str, Any]]:
+        """All that had a part in the complete steps, from env.json.
+
+        Raises RunError where that cannot be read.
+        """
+        steps, known, found = len(self.completed()), self._environments(), []
+        for made, after in itertools.zip_longest(known, known[1:]):
+            end = after["step"] + bool(after.get("midway")) if after else steps
+            if made.get("step", 0) < min(end, steps):
+                found.append(made)
+        return found
 
     def _environments(self) -> list[dict[str, Any]]:
         """The first, and all that the run was continued in."""
@@ -180,6 +195,10 @@ class RunFolder:
     def training(self, number: int) -> Path:
         """A folder for the savepoints of a step that is being trained."""
         return self.path / "steps" / f".training-{number:03d}"
+
+    def is_midway(self, number: int) -> bool:
+        """Whether a step goes on from a savepoint."""
+        return any(self.training(number).glob("*.safetensors"))
 
     @contextmanager
     def writing(self, target: Path) -> Iterator[Path]:

@@ -218,6 +218,8 @@ def test_a_long_training_goes_on_within_its_step(
     monkeypatch.setattr(train, "_epoch", lambda *given: (trained.append(1), epoch(*given))[1])
     experiment.run(config, tmp_path / "run", resume=True)
     assert len(trained) == {"model": 1 + 2, "member-01": 1 + 1}[name] + 1  # and the last step's
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [row.get("midway", False) for row in lines if row["event"] == "step"] == [True, False]
     files = {p.relative_to(whole) for p in whole.rglob("*") if p.is_file()}
     assert files == {p.relative_to(tmp_path / "run") for p in (tmp_path / "run").rglob("*") if p.is_file()}
     for file in files:

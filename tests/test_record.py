@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +108,30 @@ def test_who_goes_on_elsewhere_is_recorded(folder: RunFolder) -> None:
         here["commit"],
         here["commit"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("since", "steps", "expected"),
+    [
+        ([], 2, "a"),
+        ([{"step": 0}], 1, "b"),  # `a` completed nothing
+        ([{"step": 1}], 1, "a"),  # and `b` nothing yet
+        ([{"step": 1}], 2, "ab"),
+        ([{"step": 0, "midway": True}], 0, ""),
+        ([{"step": 0, "midway": True}], 1, "ab"),  # both trained it
+        ([{"step": 1}, {"step": 1, "midway": True}], 2, "abc"),
+        ([{"step": 1}, {"step": 1}, {"step": 3}], 4, "acd"),
+        ([{"step": 1, "midway": True}, {"step": 3, "midway": True}], 3, "ab"),
+    ],
+)
+def test_who_had_a_part_in_the_complete_steps(
+    folder: RunFolder, since: list[dict[str, Any]], steps: int, expected: str
+) -> None:
+    others = [{"commit": commit} | made for commit, made in zip("bcd", since, strict=False)]
+    (folder.path / "env.json").write_text(json.dumps({"commit": "a", "resumed": others}))
+    for step in range(steps):
+        folder.step(step).mkdir()
+    assert "".join(made["commit"] for made in folder.makers()) == expected
 
 
 @pytest.mark.parametrize(

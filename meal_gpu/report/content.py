@@ -125,7 +125,11 @@ class _Content:
                 zip(frame["patch"], frame["image"], frame["score"], strict=True), 1
             )
         ]
-        return {"step": step, "of": len(items), "items": items[:PER_STEP]}
+        drawn = int((frame["arm"] == "control").sum()) if "arm" in frame else 0
+        return {
+            "step": step, "of": len(items), "drawn": drawn, "items": items[:PER_STEP],
+            "control": self._run.steps[step].get("control"),
+        }  # fmt: skip
 
     def _illustrate(self, query: dict[str, Any], scenes: Scenes) -> None:
         """Add the pictures, with what the model of the step before, which asked, made of them."""
@@ -144,19 +148,23 @@ class _Content:
         if lines is None:
             return []
         found: dict[str, dict[str, float]] = {}
-        bad = 0
+        bad, unknown = 0, {step["step"] for step in self._run.steps}
         for line in lines.splitlines():
             try:
                 row = json.loads(line)
-                name = f"step {int(row['step'])}" if row["event"] == "step" else str(row["event"])
-                found[name] = {str(stage): float(value) for stage, value in row.get("seconds", {}).items()}
+                seconds = {str(stage): float(value) for stage, value in row.get("seconds", {}).items()}
+                name = str(row["event"])
+                if name == "step":
+                    unknown.discard(step := int(row["step"]))
+                    name = f"step {step}, resumed" if row.get("midway") else f"step {step}"
+                found[name] = seconds
             except (ValueError, TypeError, KeyError, AttributeError):
                 bad += 1
         if bad:
             self._missing.append(f"stage timings: {bad} of log.jsonl's lines cannot be read")
-        known = {f"step {step['step']}" for step in self._run.steps}
-        if lost := len(known - found.keys()):
-            self._missing.append(f"stage timings: log.jsonl has no entry of {lost} of {len(known)} steps")
+        if unknown:
+            of = len(self._run.steps)
+            self._missing.append(f"stage timings: log.jsonl has no entry of {len(unknown)} of {of} steps")
         return [{"name": name, "seconds": seconds} for name, seconds in found.items() if seconds]
 
     def _try(self, name: str, make: Callable[[], T]) -> T | None:

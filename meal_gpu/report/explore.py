@@ -93,6 +93,12 @@ def _query(query: dict[str, Any], run: dict[str, Any]) -> str:
     step, items = query["step"], query["items"]
     row = run["budget"][run["steps"].index(step)]
     asked = f"asked by the model of step {step - 1}" if step else "the first images, drawn at random"
+    if query["drawn"]:
+        asked = f"{query['of'] - query['drawn']} {asked}, {query['drawn']} drawn at random"
+        if (control := query["control"]) and control["accuracy"] is not None:
+            asked += f", of whose pixels that model has {control['accuracy']:.1%} right"
+            if control["low"] is not None:
+                asked += f" [{control['low']:.1%}, {control['high']:.1%}]"
     head = (
         f"Step {step}: {query['of']} patches, {asked}; "
         f"{row['before'] + row['new']} ({row['share']:.2%}) are labelled with them."

@@ -79,9 +79,9 @@ def load(path: Path) -> Run:
     folder = RunFolder.resume(path)
     try:
         steps = folder.metrics()
-        environments = [folder.environment(number) for number in range(len(steps))]
+        makers = folder.makers()
         devices, commits = (
-            [str(made.get(key) or "unknown") for made in environments] for key in ("device", "commit")
+            [str(made.get(key) or "unknown") for made in makers] for key in ("device", "commit")
         )
         for number, step in enumerate(steps):
             if step["mean_iou"] is None:  # no class occurred

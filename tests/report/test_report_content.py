@@ -201,6 +201,18 @@ def test_caps_hold_over_all_runs_of_a_page(run: Path, monkeypatch: pytest.Monkey
     assert set(map(int, others)) <= set(ledger.unlabelled().tolist())
 
 
+def test_a_step_that_went_on_from_a_savepoint_is_timed_from_there_and_says_so(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    lines = [json.loads(line) for line in (copy / "log.jsonl").read_text().splitlines()]
+    lines[2]["midway"] = True
+    (copy / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = content.gather([load(copy)], images=False)["runs"]
+    assert [row["name"] for row in found["timings"]] == ["manifold", "step 0", "step 1, resumed", "step 2"]
+    assert not any("timings" in told for told in found["missing"])
+
+
 def test_what_is_missing_is_said_and_nothing_else_is_lost(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "steps" / "000" / "model.safetensors").unlink()

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from reported_runs import CLASSES, make, make_whole
 
@@ -140,6 +141,29 @@ def test_caps_are_stated(whole: str) -> None:
     assert words.count("Showing 16 of 20.") == 2
     assert words.count("Showing 16 of 16.") == 1
     assert any(text.startswith("Showing 96 of 96 patches of the pool.") for text in words)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ((3, 0.5, 0.25, 0.75), ", of whose pixels that model has 50.0% right [25.0%, 75.0%];"),
+        ((1, 0.5, None, None), ", of whose pixels that model has 50.0% right;"),
+        ((0, None, None, None), ";"),
+    ],
+)
+def test_patches_that_were_drawn_are_not_said_to_be_asked_for(
+    found: tuple[float | None, ...], told: str, run: Path, tmp_path: Path
+) -> None:
+    step = shutil.copytree(run, tmp_path / "copy") / "steps" / "001"
+    frame = pd.read_parquet(step / "query.parquet")
+    frame["arm"] = ["strategy"] * 17 + ["control"] * 3
+    frame.to_parquet(step / "query.parquet", index=False)
+    metrics = json.loads((step / "metrics.json").read_text())
+    control = dict(zip(("patches", "accuracy", "low", "high"), found, strict=True))
+    (step / "metrics.json").write_text(json.dumps(metrics | {"control": control}))
+    text = rendered(tmp_path / "copy", images=False)
+    assert f"20 patches, 17 asked by the model of step 0, 3 drawn at random{told}" in text
+    assert "20 patches, asked by the model of step 1;" in text
 
 
 def test_what_is_missing_is_on_the_page(run: Path, whole: str) -> None:
