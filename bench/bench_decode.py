@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,22 @@ def torchvision_on_gpu(paths: Sequence[Path], device: torch.device, take: Callab
         take(torch.stack(decode_jpeg(files, mode=ImageReadMode.RGB, device=device)).permute(0, 2, 3, 1))
 
 
+def by_threads(
+    decode: Callable[[Path], torch.Tensor], size: int, paths: Sequence[Path], device: torch.device
+) -> Iterator[torch.Tensor]:
+    """With a pool of as many threads as DALI has, then stacked and copied, `size` at a time."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+        decoded = workers.map(decode, paths)
+        while batch := list(islice(decoded, size)):
+            yield torch.stack(batch).to(device, non_blocking=True)
+
+
 def each(
     decode: Callable[[Path], torch.Tensor], paths: Sequence[Path], device: torch.device,
     take: Callable[[torch.Tensor], None],
 ) -> None:  # fmt: skip
-    """With a pool of as many threads as DALI has, then stacked and copied, eight at a time."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-        decoded = workers.map(decode, paths)
-        for start in range(0, len(paths), 8):
-            batch = torch.stack([next(decoded) for _ in paths[start : start + 8]])
-            take(batch.to(device, non_blocking=True))
+    for batch in by_threads(decode, 8, paths, device):
+        take(batch)
 
 
 def dali(paths: Sequence[Path], device: torch.device, take: Callable[[torch.Tensor], None]) -> None:

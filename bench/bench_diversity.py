@@ -79,7 +79,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             {"strategy": name, "patches": PATCHES, "labelled": LABELLED, "features": FEATURES, "n": N},
             {"ours": choose(name)} | others,
             quality=quality,
-            least=2,
+            least=3,
             most=5,
         )
 

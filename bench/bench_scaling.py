@@ -6,17 +6,14 @@ from pathlib import Path
 
 import torch
 
-from bench.bench_neighbors import clusters
 from bench.harness import Case
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
-from meal_gpu.manifold import Manifold
 from meal_gpu.ops import select_for
 from meal_gpu.strategies.base import highest
 
 PATCHES = (1_024, 10_240, 102_400, 1_024_000)
 MORE_PATCHES = 10_240_000
-FITTED = (1_024, 2_048, 4_096, 8_192)
 HEIGHTS = (128, 256, 512, 1024)
 CLASSES, N = 19, 32
 
@@ -40,13 +37,6 @@ def cases(device: torch.device) -> Iterator[Case]:
             over="patches",
         )  # fmt: skip
         yield from ledger_cases("scaling, ledger", patches, least=3)
-    for rows in FITTED:
-        features = clusters(rows).to(device)
-        yield Case(
-            "scaling, UMAP fit", {"rows": rows, "columns": features.shape[1]},
-            {"ours": lambda features=features: Manifold.fit(features, seed=0)},
-            over="rows", least=3,
-        )  # fmt: skip
     for height in HEIGHTS:
         grid = Grid(4, 4, height, 2 * height)
         logits = torch.randn(2, CLASSES, height // 4, height // 2, generator=generator)

@@ -40,7 +40,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             {"rows": rows, "columns": features.shape[1], "neighbors": 15, "dtype": "float32"},
             contenders,
             quality=quality,
-            memory=False,  # "scaling" has it
+            memory=False,
             seconds=5.0,
             least=3 if rows < 10_000 else 1,
         )

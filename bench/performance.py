@@ -84,7 +84,8 @@ def _summary(rows: Rows) -> str:
 
 
 def _spread(row: dict[str, Any]) -> str:
-    return f"{seconds(row['median'])} ({seconds(row['p20'])} – {seconds(row['p80'])})"
+    rounds = "" if row["rounds"] >= 5 else f", {row['rounds']} rounds"
+    return f"{seconds(row['median'])} ({seconds(row['p20'])} – {seconds(row['p80'])}{rounds})"
 
 
 def _acquisition(group: Rows) -> str:
@@ -135,7 +136,7 @@ def _growth(found: list[results.Growth]) -> str:
         "memory at the end",
         "its exponent",
     ]
-    return f"**Growth**, fitted in the logarithms:\n\n{markdown(head, lines, 'llrrrrr')}"
+    return f"**Growth**, the exponents between the two largest sizes:\n\n{markdown(head, lines, 'llrrrrr')}"
 
 
 def markdown(head: list[str], lines: list[list[str]], align: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bench.bench_decode import opencv, pillow
+from bench.bench_decode import by_threads, opencv, pillow
 from bench.bench_patch_entropy import log_softmax
 from meal_gpu import ops
 from meal_gpu.grid import Grid
@@ -109,28 +109,29 @@ def _crops(batch: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 class _Files(Dataset[torch.Tensor]):
-    def __init__(self, paths: Sequence[Path], decode: Callable[[Path], torch.Tensor], finish: bool) -> None:
-        self._paths, self._decode, self._finish = paths, decode, finish
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        image = self._decode(self._paths[index])
-        return normalise(image[None], IMAGENET_MEAN, IMAGENET_STD)[0] if self._finish else image
+        return normalise(pillow(self._paths[index])[None], IMAGENET_MEAN, IMAGENET_STD)[0]
 
 
-def by_data_loader(
-    decode: Callable[[Path], torch.Tensor], finish: bool, paths: Sequence[Path], device: torch.device
-) -> Iterator[torch.Tensor]:
-    """A worker for each core; with `finish`, they normalise as well, as ToTensor and Normalize would."""
+def by_data_loader(paths: Sequence[Path], device: torch.device) -> Iterator[torch.Tensor]:
+    """Pillow, in a process for each core, which normalises as well, as ToTensor and Normalize would."""
     loader = DataLoader(
-        _Files(paths, decode, finish), default_batch(device), num_workers=len(os.sched_getaffinity(0)),
+        _Files(paths), default_batch(device), num_workers=len(os.sched_getaffinity(0)),
         pin_memory=device.type == "cuda",
     )  # fmt: skip
-    for batch in loader:
-        batch = batch.to(device, non_blocking=True)
-        yield batch if finish else normalise(batch, IMAGENET_MEAN, IMAGENET_STD)
+    return (batch.to(device, non_blocking=True) for batch in loader)
+
+
+def by_opencv(paths: Sequence[Path], device: torch.device) -> Iterator[torch.Tensor]:
+    """In threads: forking processes would slow the rest, on a CPU by more than decoding takes."""
+    for batch in by_threads(opencv, default_batch(device), paths, device):
+        yield normalise(batch, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def by_dali(paths: Sequence[Path], device: torch.device) -> Iterator[torch.Tensor]:
@@ -223,10 +224,10 @@ def our_seeding(embedding: torch.Tensor, n: int) -> torch.Tensor:
 
 
 PLAIN = Pipeline(
-    decode=partial(by_data_loader, pillow, True), network=partial(eager, "float32", False),
+    decode=by_data_loader, network=partial(eager, "float32", False),
     entropy=log_softmax, fit=partial(umap_learn, 0), seed=scikit_learn,
 )  # fmt: skip
 SKILLED = Pipeline(
-    decode=partial(by_data_loader, opencv, False), network=partial(eager, "bfloat16", False),
+    decode=by_opencv, network=partial(eager, "bfloat16", False),
     entropy=log_softmax, fit=partial(umap_learn, None), seed=scikit_learn,
 )  # fmt: skip

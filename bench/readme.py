@@ -11,6 +11,7 @@ from bench.table1 import BEYOND, FOLDER, PAPER, ROWS
 from meal_gpu import compare
 from meal_gpu.compare import tables
 from meal_gpu.compare.verdict import environment
+from meal_gpu.config import Config
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
@@ -163,13 +164,27 @@ def _table1(compared: compare.Comparison) -> str:
         f"{len(first.labelled) - 1} steps ({config.final_epochs} after the last), validated after every "
         f"{config.validate_every}; {first.labelled[-1]} patches ({first.share[-1]:.2%}) at the end. "
         f"The paper's figures are of {'the same' if config.architecture == 'paper' else 'a larger'} network, "
-        "validated after every epoch.\n\n"
+        f"validated after every epoch.{_weights(config)}\n\n"
         f"{performance.markdown(head, lines, 'l' + 'r' * (len(head) - 1))}\n\n"
         + "\n\n".join(notes)
         + f"\n\n{reference}Each seed has its own initial patches, the same for all strategies. The records, "
         f"and what `meal-gpu compare` makes of them, lie in `{folder}`; "
-        f"`python -m bench.table1 {' '.join(path.name for path in _rows(ROOT))}` runs them.\n\n"
+        f"`python -m bench.table1 {' '.join(path.name for path in _rows(ROOT))} --jobs 2{_file(config)}` runs "
+        "them.\n\n"
     )
+
+
+def _weights(config: Config) -> str:
+    if config.encoder_weights == "imagenet":
+        return ""
+    return (
+        " Our encoder begins with ImageNet weights from a file, whose BatchNorm statistics were estimated anew: "
+        "they are not quite those that `--encoder-weights imagenet` fetches."
+    )
+
+
+def _file(config: Config) -> str:
+    return "" if config.encoder_weights == "imagenet" else " --encoder-weights FILE"
 
 
 def _sweep(compared: compare.Comparison) -> str:
@@ -198,8 +213,8 @@ def _beyond(root: Path) -> str:
     names = " ".join(row.name for row in rows)
     seeds = sorted({curve.config.seed for curve in gathered.curves})
     command = (
-        f"python -m bench.table1 {names} --strategy meal --seeds {seeds[0]}..{seeds[-1]} --folder "
-        f"{BEYOND.as_posix()}"
+        f"OMP_NUM_THREADS=1 python -m bench.table1 {names} --strategy meal --seeds {seeds[0]}..{seeds[-1]} "
+        f"--folder {BEYOND.as_posix()}{_file(gathered.curves[0].config)}"
     )
     return "\n\n".join([*shown, f"{environment(gathered)} `{command}`."]) + "\n\n"
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 Rows = list[dict[str, Any]]
@@ -80,7 +79,7 @@ def table(rows: Rows) -> Table:
 
 @dataclass(frozen=True)
 class Growth:
-    """Time and memory of a contender grow with size^exponent, fitted over `sizes`; None: too few figures."""
+    """Time and memory of a contender grow with size^exponent at the end of `sizes`; None: too few figures."""
 
     case: str
     over: str
@@ -112,8 +111,9 @@ def growth(rows: Iterable[dict[str, Any]]) -> list[Growth]:
 
 
 def exponent(sizes: Iterable[float], values: Iterable[float]) -> float:
-    """The least-squares slope in the logarithms."""
-    return float(np.polyfit(np.log(list(sizes)), np.log(list(values)), 1)[0])
+    """The slope in the logarithms between the two largest sizes: before, fixed costs rule."""
+    (small, first), (large, last) = sorted(zip(sizes, values, strict=True))[-2:]
+    return math.log(last / first) / math.log(large / small)
 
 
 # Two processes on one machine differ by up to this much beyond what either sees of its own spread: their

@@ -197,7 +197,7 @@ def row(contender: str = "ours", case: str = "thing", **changes: Any) -> dict[st
     return {
         "case": case, "contender": contender, "sizes": {"n": 1}, "median": 2.0, "p20": 1.0, "p80": 3.0,
         "cpu": 2.0, "first": 2.0, "peak_bytes": 1 << 20, "over": None, "share": None, "limit": None,
-        "quality": {}, "extra": {},
+        "quality": {}, "extra": {}, "rounds": 9,
     } | changes  # fmt: skip
 
 

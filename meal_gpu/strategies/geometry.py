@@ -1,16 +1,21 @@
 """Greedy covers, seeding and clustering of features, in memory for a few copies of them at most."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
-# Elements of a temporary at a time, 64 MiB of float32
-CHUNK = 1 << 24
+# Elements of a temporary at a time: 64 MiB of float32 on a GPU, and what the caches of a CPU hold
+CHUNK = {"cuda": 1 << 24, "cpu": 1 << 20}
 
 
 def squared_distances(points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     """[M, D], [1, D] -> [M] float32, by differences: 0 where a point is the centre."""
-    return torch.cdist(points, centre, compute_mode="donot_use_mm_for_euclid_dist")[:, 0].square()
+    if points.is_cuda:
+        return torch.cdist(points, centre, compute_mode="donot_use_mm_for_euclid_dist")[:, 0].square()
+    distances = points.new_empty(len(points))
+    for rows, part in _moved(points, centre, 1):  # on a CPU cdist takes some three times as long
+        torch.sum(part.square_(), dim=1, out=distances[rows])
+    return distances
 
 
 def nearest_centre(points: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,12 +26,10 @@ def nearest_centre(points: torch.Tensor, centres: torch.Tensor) -> tuple[torch.T
     middle = centres.mean(dim=0)
     centres = centres - middle
     norms = centres.square().sum(dim=1)
-    rows = max(1, CHUNK // max(len(centres), points.shape[1]))
-    for start in range(0, len(points), rows):
-        part = points[start : start + rows] - middle
+    for rows, part in _moved(points, middle, len(centres)):
         # The row's own norm changes no minimum
-        least, numbers[start : start + rows] = torch.addmm(norms, part, centres.T, alpha=-2).min(dim=1)
-        distances[start : start + rows] = (least + part.square().sum(dim=1)).clamp(min=0)
+        least, numbers[rows] = torch.addmm(norms, part, centres.T, alpha=-2).min(dim=1)
+        distances[rows] = (least + part.square().sum(dim=1)).clamp(min=0)
     return distances, numbers
 
 
@@ -98,7 +101,6 @@ def k_means(points: torch.Tensor, k: int, uniforms: torch.Tensor, rounds: int = 
     order = by_content(points)
     middle = points.mean(dim=0)
     points = points - middle  # around 0 squares are small, and little of them cancels
-    rows = max(1, CHUNK // max(k, points.shape[1]))
 
     def distances(row: torch.Tensor) -> torch.Tensor:
         return squared_distances(points, points[order[row]])[order]
@@ -109,10 +111,24 @@ def k_means(points: torch.Tensor, k: int, uniforms: torch.Tensor, rounds: int = 
     for _ in range(rounds):
         norms = centres.square().sum(dim=1)
         sums, counts = points.new_zeros(k, points.shape[1]), points.new_zeros(k, 1)
-        for part in torch.split(points, rows):
+        for part in torch.split(points, _rows(points, k)):
             # A row's own norm changes no minimum
             of = (each == torch.addmm(norms, part, centres.T, alpha=-2).argmin(dim=1)).to(part)
             sums.addmm_(of, part)  # on a GPU `index_add_` adds in another order each time
             counts += of.sum(dim=1, keepdim=True)
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
     return centres + middle
+
+
+def _moved(points: torch.Tensor, by: torch.Tensor, k: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """[M, D] less [D] or [1, D], `_rows` at a time, each in the place of the one before: no new memory."""
+    count = _rows(points, k)
+    place = points.new_empty(min(count, len(points)), points.shape[1])
+    for start in range(0, len(points), count):
+        part = points[start : start + count]
+        yield slice(start, start + len(part)), torch.sub(part, by, out=place[: len(part)])
+
+
+def _rows(points: torch.Tensor, k: int) -> int:
+    """How many rows of `points` [M, D] at a time; temporaries have D or `k` elements a row."""
+    return max(1, CHUNK[points.device.type] // max(k, points.shape[1]))

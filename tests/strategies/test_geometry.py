@@ -32,7 +32,7 @@ def euclidean(points: torch.Tensor):
 @pytest.fixture(params=[None, 64], ids=["whole", "in chunks"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
-        monkeypatch.setattr(geometry, "CHUNK", request.param)
+        monkeypatch.setattr(geometry, "CHUNK", dict.fromkeys(geometry.CHUNK, request.param))
 
 
 @pytest.mark.usefixtures("chunk")
