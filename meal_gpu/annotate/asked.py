@@ -8,6 +8,7 @@ predictions/ID.png  predicted train ids of the patch, at the frame's own resolut
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ from meal_gpu.data import palette
 from meal_gpu.data.dataset import VOID, Color
 from meal_gpu.errors import DataError, RunError
 from meal_gpu.images.content import contents, is_url
-from meal_gpu.images.headers import SUFFIXES, upright
+from meal_gpu.images.headers import FORMATS, SUFFIXES, not_ids, upright
 from meal_gpu.ledger import Ledger
 
 Pixels = NDArray[np.uint8]
@@ -168,7 +169,10 @@ class Asked:
             DataError: the file is missing, damaged or of another size.
         """
         path = self.path / "predictions" / f"{item.patch}.png"
-        return read_mask(path, (item.box.height, item.box.width))
+        try:
+            return read_mask(path, (item.box.height, item.box.width))
+        except DataError as error:
+            raise DataError(f"{path}: {error}; restore the query folder") from error
 
     def crops(self, context: int) -> Iterator[tuple[Item, Box, Pixels]]:
         """Every item with its crop and the crop's RGB pixels [h, w, 3]; each frame is opened once.
@@ -248,7 +252,7 @@ def read_frame(file: str, size: tuple[int, int] | None) -> Pixels:
         DataError: it is missing, damaged or, where `size` is given, of another size.
     """
     try:
-        with _open(file) as stream, Image.open(stream) as image:
+        with _open(file) as stream, Image.open(stream, formats=FORMATS) as image:
             pixels = np.asarray(upright(image).convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{file}: no such image file; it was there when it was queried") from None
@@ -266,7 +270,7 @@ def _open(file: str) -> BinaryIO:
     return io.BytesIO(contents([file])[0]) if is_url(file) else Path(file).open("rb")
 
 
-def read_mask(source: Any, size: tuple[int, int] | None) -> Pixels:
+def read_mask(source: Path | BinaryIO, size: tuple[int, int] | None) -> Pixels:
     """An 8-bit grey or palette PNG of train ids, uint8 [h, w], from a path or a binary file.
 
     The header is looked at first, so that no pixels are decoded from a file of another size.
@@ -275,16 +279,19 @@ def read_mask(source: Any, size: tuple[int, int] | None) -> Pixels:
         DataError: it is missing, damaged, of another kind or, where `size` is given, of another size.
     """
     try:
-        with Image.open(source) as image:
+        stream = source.open("rb") if isinstance(source, Path) else nullcontext(source)
+        with stream as file:
+            head = file.read(26)
+            file.seek(0)
+            image = Image.open(file, formats=FORMATS)
             if size is not None and (image.height, image.width) != size:
                 raise DataError(
                     f"{image.height}×{image.width} pixels (height × width) found, "
                     f"{size[0]}×{size[1]} expected"
                 )
-            if image.format != "PNG" or image.mode not in ("L", "P"):
-                raise DataError(
-                    f"a {image.mode} {image.format} found; masks are 8-bit grey or palette PNG files of ids"
-                )
+            other = not_ids(head) if image.format == "PNG" else f"a {image.mode} {image.format}"
+            if other is not None:
+                raise DataError(f"{other} found; masks are 8-bit grey or palette PNG files of ids")
             return np.array(image, dtype=np.uint8)
     except FileNotFoundError:
         raise DataError(f"{source}: no such mask") from None

@@ -127,6 +127,7 @@ def _ask(
     ledger, added = open_ledger(ledger_path, listing, plan)
     listing = in_order(listing, ledger.names, ledger_path)
     native = frame_size(listing.files[0])
+    store.require_size(native)
     working = (ledger.grid.height, ledger.grid.width)
 
     applied = Applied(plan.layer, working, plan.window, plan.overlap, plan.mean, plan.std)

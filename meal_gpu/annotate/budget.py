@@ -28,7 +28,7 @@ class Budget:
         if not found or found[2] not in _UNITS:
             raise ConfigError(f"budget {text!r}: expected such as 32patches, 2%, 5000clicks or 6h")
         budget = cls(float(found[1]), _UNITS[found[2]])
-        if budget.amount <= 0 or (budget.unit == "%" and budget.amount > 100):
+        if not 0 < budget.amount < math.inf or (budget.unit == "%" and budget.amount > 100):
             raise ConfigError(f"budget {text!r} must be above 0{' and at most 100' * (budget.unit == '%')}")
         if budget.unit == "patches" and budget.amount != int(budget.amount):
             raise ConfigError(f"budget {text!r}: patches are whole")

@@ -233,7 +233,13 @@ def blank(asked: Asked, name: str, context: int, size: tuple[Any, Any]) -> Pixel
     """Void labels of a crop that a tool says has `size`. Raises DataError unless it has and is asked for."""
     item = asked.by_name.get(name)
     if item is None:
-        raise DataError("not asked for in this query")
+        last = name.rsplit("/", 1)[-1]
+        several = last in asked.by_last and asked.by_last[last] is None
+        raise DataError(
+            "two crops of the query end in this name; upload the whole folder or a .zip, so that theirs stay"
+            if several
+            else "not asked for in this query"
+        )
     crop = asked.crop(item, context)
     if size != (crop.height, crop.width):
         raise DataError(

@@ -125,6 +125,7 @@ def accept(
     """Check answers, then store them; see `ingest`."""
     asked.require_of(ledger, ledger_path)
     steps = ledger.frame["step"].to_numpy()
+    store = LabelStore.of(ledger_path)
     problems: list[str] = []
     good: list[tuple[Item, np.ndarray]] = []
     empty: list[Item] = []
@@ -137,6 +138,8 @@ def accept(
             problem = f"given {times[answer.name]} times; one mask for a patch"
         if problem is None and item is not None and labels is not None:
             problem, labels = _fit(labels, item, asked)
+            if problem is None and labels is not None and _is_there(store, item, labels, steps):
+                continue
             if problem is None and steps[item.patch] != UNLABELLED:
                 problem = f"patch {item.patch} is labelled since step {steps[item.patch]}"
             elif problem is None and labels is not None:
@@ -151,7 +154,6 @@ def accept(
         more = f"\nnothing was changed; {len(good)} other patches fit: --partial takes them" if good else ""
         raise DataError(f"{source}: " + "\n".join(problems) + more)
     if good:
-        store = LabelStore.of(ledger_path)
         store.describe(asked.classes, asked.size, asked.grid)
         for item, labels in good:
             store.write(item.patch, labels)
@@ -159,6 +161,13 @@ def accept(
         ledger.write(ledger_path)
     missing = [i for i in asked.items if i.name not in times and steps[i.patch] == UNLABELLED]
     return Ingested(tuple(item for item, _ in good), tuple(empty), tuple(missing), tuple(problems))
+
+
+def _is_there(store: LabelStore, item: Item, labels: np.ndarray, steps: np.ndarray) -> bool:
+    """Whether this very mask was taken before, as where the same export comes once more with others."""
+    if steps[item.patch] == UNLABELLED:
+        return False
+    return np.array_equal(store.read(item.patch, (item.box.height, item.box.width)), labels)
 
 
 def _fit(labels: np.ndarray, item: Item, asked: Asked) -> tuple[str | None, np.ndarray | None]:

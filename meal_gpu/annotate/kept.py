@@ -7,6 +7,7 @@ stamp of each file, so that a new frame, a changed frame or another model is com
 import hashlib
 import io
 import os
+import posixpath
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,12 +148,20 @@ class Shards:
             return None
 
     def _files(self) -> list[str]:
-        pattern = f"{self._key}-*.parquet"
         if not is_url(self.place):
-            return sorted(str(file) for file in Path(self.place).glob(pattern))
+            return sorted(str(file) for file in Path(self.place).glob(f"{self._key}-*.parquet"))
         system, path = filesystem(self.place)
         system.invalidate_cache()
-        return sorted(map(str, system.glob(f"{path}/{pattern}")))
+        try:
+            there = map(str, system.ls(path, detail=False))  # not `glob`: the place may have brackets
+        except FileNotFoundError:
+            return []
+        names = {file: posixpath.basename(file) for file in there}
+        return sorted(
+            file
+            for file, name in names.items()
+            if name.startswith(f"{self._key}-") and name.endswith(".parquet")
+        )
 
     def _opened(self, file: str) -> Any:
         return filesystem(self.place)[0].open(file, "rb") if is_url(self.place) else Path(file).open("rb")

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from meal_gpu import atomic
-from meal_gpu.annotate.asked import Pixels, read_mask
+from meal_gpu.annotate.asked import VOID, Pixels, read_mask
 from meal_gpu.errors import ConfigError, DataError, RunError
 
 _PER_FOLDER = 1000
@@ -73,8 +73,10 @@ class LabelStore:
         """Names of a model's `number` classes: as in the labels so far, else "class 0", …
 
         Raises:
-            ConfigError: the labels so far have more classes, or fewer.
+            ConfigError: the labels so far have more classes, or fewer; or there are more than `VOID`.
         """
+        if number > VOID:
+            raise ConfigError(f"the model has {number} classes; labels are 8-bit ids, 0 to {VOID - 1}")
         known = self._known
         found = known if known is not None and len(known) == number else unnamed(number)
         self.require(found)
@@ -87,6 +89,16 @@ class LabelStore:
             raise ConfigError(
                 f"the labels so far, in {self.folder}, are of {len(known)} classes ({', '.join(known)}), the "
                 f"model's of {len(classes)} ({', '.join(classes)}): name the same classes, or begin another "
+                "--ledger"
+            )
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raises RunError where the labels so far are of frames of another size."""
+        path = self.folder / "labels.json"
+        if path.exists() and (known := self.info.size) != size:
+            raise RunError(
+                f"{path}: the labels so far are of frames of {known[0]}×{known[1]} pixels (height × width), "
+                f"and those of the pool have {size[0]}×{size[1]} now: restore the frames, or begin another "
                 "--ledger"
             )
 

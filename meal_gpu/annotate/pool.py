@@ -92,9 +92,15 @@ def write_quarantine(ledger: Path, problems: Sequence[Problem], stage: Stage) ->
 
 
 def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:
-    """The pool's ledger with the frames of the listing, and how many of these are new."""
+    """The pool's ledger with the frames of the listing, and how many of these are new.
+
+    Raises:
+        ConfigError: the plan has another grid than the ledger, or one that does not fit a new pool.
+    """
     if not path.exists():
-        size = plan.size or frame_size(listing.files[0])
+        native = frame_size(listing.files[0])
+        size = plan.size or native
+        require_fit(plan.grid, size, native)
         return Ledger.create(Grid(*plan.grid, *size), listing.names), len(listing.names)
     ledger = Ledger.read(path)
     has, wanted = (ledger.grid.rows, ledger.grid.columns), plan.grid
@@ -107,6 +113,29 @@ def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:
         )
     extended = ledger.extended(listing.names)
     return extended, len(extended.names) - len(ledger.names)
+
+
+def require_fit(grid: tuple[int, int], working: Size, native: Size) -> None:
+    """Raises ConfigError where what is scored, of frames of `working` size, is not what is labelled in those
+    of `native` size: patches of both are whole pixels, and lie apart by more than one of either and than a
+    fiftieth of a patch.
+    """
+    fits = [
+        max(n for n in range(1, parts + 1) if _apart(n, w, h) <= max(1, h / w, h / n / 50))
+        for parts, w, h in zip(grid, working, native, strict=True)
+    ]
+    apart = max(map(_apart, grid, working, native))
+    if fits != list(grid):
+        raise ConfigError(
+            f"--grid {grid[0]}x{grid[1]}: patches of {working[0]}×{working[1]} pixels, which are scored, lie "
+            f"up to {apart:.0f} pixels beside those of {native[0]}×{native[1]}, which are labelled; "
+            f"{fits[0]}x{fits[1]} fits, and any grid that divides both"
+        )
+
+
+def _apart(parts: int, working: int, native: int) -> float:
+    """How far the last edge between patches lies from where it should, in pixels of the native size."""
+    return (parts - 1) * abs(-(-working // parts) * native / working - -(-native // parts))
 
 
 def in_order(listing: Listing, names: Sequence[str], path: Path) -> Listing:

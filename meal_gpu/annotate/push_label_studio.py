@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 from PIL import Image
 
 from meal_gpu.annotate import label_studio
 from meal_gpu.annotate.asked import Asked, Pixels
 from meal_gpu.errors import ConfigError, RunError, UnavailableError
 
+_PNG = "data:image/png;base64,"
 _REQUEST_BYTES = 16 << 20  # the server takes 200 MB; a smaller request fails sooner where a proxy is stricter
 
 
@@ -60,9 +62,8 @@ def push(
     try:
         client = LabelStudio(base_url=url, api_key=token)
         number = _project(client, project, config)
-        there = {
-            (entry.data or {}).get("patch") for entry in client.tasks.list(project=number, page_size=100)
-        }
+        tasks = (entry.data or {} for entry in client.tasks.list(project=number, page_size=100))
+        there = {data["patch"]: data.get("image") for data in tasks if data.get("patch") in asked.by_name}
         for batch in _batches(asked, context, there, predictions=predictions):
             client.projects.import_tasks(number, request=batch, return_task_ids=True)
             made += len(batch)
@@ -106,13 +107,21 @@ def _same(theirs: str, ours: str) -> bool:
 
 
 def _batches(
-    asked: Asked, context: int, there: set[Any], *, predictions: bool
+    asked: Asked, context: int, there: dict[str, Any], *, predictions: bool
 ) -> Iterator[list[dict[str, Any]]]:
-    """The tasks that are not there yet, in requests of some megabytes."""
+    """The tasks that are not there yet, in requests of some megabytes.
+
+    Raises RunError where another image is there by the name of a crop.
+    """
     batch: list[dict[str, Any]] = []
     size = 0
     for item, _, pixels in asked.crops(context):
         if item.name in there:
+            if not _shows(there[item.name], pixels):
+                raise RunError(
+                    f"the project has another image by the name {item.name}: of another pool, or "
+                    "with another --context; name another --project"
+                )
             continue
         image = _uri(pixels)
         entry = label_studio.task(item, asked, image, context=context)
@@ -130,10 +139,21 @@ def _batches(
         yield batch
 
 
+def _shows(image: Any, pixels: Pixels) -> bool:
+    """Whether a task's image is this one; one that is not in the task is taken for it."""
+    if not isinstance(image, str) or not image.startswith(_PNG):
+        return True
+    try:
+        with Image.open(BytesIO(base64.b64decode(image.removeprefix(_PNG))), formats=("PNG",)) as found:
+            return np.array_equal(np.asarray(found), pixels)
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
 def _uri(pixels: Pixels) -> str:
     png = BytesIO()
     Image.fromarray(pixels).save(png, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+    return _PNG + base64.b64encode(png.getvalue()).decode("ascii")
 
 
 __all__ = ["push"]

@@ -1,5 +1,6 @@
 """What an annotator gives back, in memory: a folder, a .zip or one file. Nothing is unpacked to the disk."""
 
+import contextlib
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ MEMBERS = 100_000
 """The most files that are read."""
 
 _BLOCK = 1 << 20
+_IN_UTF8 = 0x800
 _DAMAGED = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, OSError,
     ValueError,
@@ -81,7 +83,7 @@ def _begins_as_zip(path: Path) -> bool:
 def _of_folder(root: Path) -> Iterator[tuple[str, BinaryIO]]:
     real = root.resolve()
     count = 0
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_raise):
         for name in [*folders, *names]:
             path = Path(folder, name)
             if path.is_symlink() and not path.resolve().is_relative_to(real):
@@ -94,6 +96,10 @@ def _of_folder(root: Path) -> Iterator[tuple[str, BinaryIO]]:
             count = _counted(root, count)
             with path.open("rb") as file:
                 yield path.relative_to(root).as_posix(), file
+
+
+def _raise(error: OSError) -> None:
+    raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from error
 
 
 def _of_zip(path: Path) -> Iterator[tuple[str, BinaryIO]]:
@@ -121,6 +127,9 @@ def _counted(path: Path, count: int) -> int:
 def _inside(archive: Path, member: zipfile.ZipInfo) -> str:
     """The member's name with slashes only. Raises DataError for one that is not below the archive's root."""
     name = member.orig_filename  # `filename` ends before a NUL
+    if not member.flag_bits & _IN_UTF8:
+        with contextlib.suppress(UnicodeError):  # which most programs write, not all of which say so
+            name = name.encode("cp437").decode("utf-8")
     path = PurePosixPath(name.replace("\\", "/"))
     if (
         path.is_absolute()

@@ -27,7 +27,8 @@ _TURNS = {
 }  # fmt: skip
 _TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 _JPEG = ("JPEG", "MPO")
-_FORMATS = {"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}  # Pillow's names
+FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of what is decoded; of others some run programs (Ghostscript for PostScript)."""
 _UNLIKE = {("TIFF", "1"), ("TIFF", "LA"), ("TIFF", "LAB")}  # whose pixels the two decoders do not agree on
 
 LIMIT = 2**27
@@ -55,7 +56,7 @@ def inspect(path: Path) -> Size:
     except UnicodeEncodeError:
         raise DataError(f"{str(path)!r}: the name is not valid UTF-8; rename the file") from None
     size, mode, frames, form, turn = _header(path)
-    if form not in _FORMATS:
+    if form not in FORMATS:
         raise DataError(
             f"{path}: of the format {form}, which is not read; save it as PNG, JPEG, BMP, TIFF or WebP"
         )
@@ -199,10 +200,19 @@ def label_kind(path: Path) -> str:
         raise DataError(f"{path}: no such label file") from None
     if len(head) < 26 or not head.startswith(_PNG_MAGIC):
         raise DataError(f"{path}: not a PNG file; labels are 8-bit PNG files whose pixels are class ids")
-    depth, color = struct.unpack(">BB", head[24:26])
+    if (other := not_ids(head)) is not None:
+        raise DataError(
+            f"{path}: {other}; labels are 8-bit grey or palette PNG files whose pixels are class ids, not "
+            "colours or instances"
+        )
+    return _PNG_KINDS[head[25]]
+
+
+def not_ids(head: bytes) -> str | None:
+    """What a PNG file is, by its first 26 bytes, where its pixels are no ids as they stand: Pillow would
+    stretch grey of fewer bits. None where they are.
+    """
+    depth, color = head[24], head[25]
     if color == 3 or (color, depth) == (0, 8):
-        return _PNG_KINDS[color]
-    raise DataError(
-        f"{path}: a {depth}-bit {_PNG_KINDS.get(color, 'unknown')} PNG; labels are 8-bit grey or palette "
-        f"PNG files whose pixels are class ids, not colours or instances"
-    )
+        return None
+    return f"{'an' if depth == 8 else 'a'} {depth}-bit {_PNG_KINDS.get(color, 'unknown')} PNG"

@@ -18,6 +18,7 @@ from meal_gpu.images.tars import members
 
 _COLUMNS = ("path", "file", "image")
 _LOCAL = ("file://", "local://")
+_HTTP = ("http://", "https://")
 _QUESTIONS = 16  # to a server at once
 # What the file systems of fsspec say of a file's state; all that are there count
 _STAMPS = (
@@ -132,10 +133,15 @@ def _prefix(url: str) -> Listing:
         if _is_image(path) and not (path.startswith(base) and hidden(path.removeprefix(base)))
     }
     names = sorted(paths)
+    if url.startswith(_HTTP):  # whose listings say nothing of their files
+        try:
+            found = _asked(system, list(paths.values()))
+        except Exception as error:  # each file system has errors of its own
+            raise _no_answer(url, error) from error
     return Listing(
         tuple(names),
         tuple(str(system.unstrip_protocol(paths[name])) for name in names),
-        tuple(_remote_stamp(found[paths[name]]) for name in names),
+        tuple(_remote_stamp(found.get(paths[name], {})) for name in names),
     )
 
 
@@ -266,7 +272,7 @@ def _remote_stamps(urls: Iterable[str]) -> dict[str, str | None]:
         system, path = filesystem(folder)
         paths = {url: str(system._strip_protocol(url)) for url in inside}
         try:
-            if folder.startswith(("http://", "https://")):
+            if folder.startswith(_HTTP):
                 details = _asked(system, list(paths.values()))
             else:
                 details = {str(entry["name"]): entry for entry in system.ls(path, detail=True)}

@@ -19,7 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 from meal_gpu.errors import DataError, InputError, UnavailableError
 from meal_gpu.grid import Grid
-from meal_gpu.images.headers import Size, image_size, label_kind
+from meal_gpu.images.headers import FORMATS, Size, image_size, label_kind
 from meal_gpu.memory import explained, is_out_of_memory, number, release
 
 JPEG_TOLERANCE = 2
@@ -237,7 +237,7 @@ def decode(path: Path) -> NDArray[np.uint8]:
         DataError: the file is missing, truncated or damaged.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             return np.asarray(image if image.mode in ("L", "P") else image.convert("RGB"), dtype=np.uint8)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """`meal-gpu acquire` on frames without any mask."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from meal_gpu import models, strategies
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.kept import coverage
 from meal_gpu.annotate.labels import LabelStore
+from meal_gpu.annotate.pool import require_fit
 from meal_gpu.cli import app
-from meal_gpu.errors import ConfigError, InputError, MealGpuError
+from meal_gpu.errors import ConfigError, InputError, MealGpuError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.loader import Loader
 from meal_gpu.ledger import Ledger
@@ -178,6 +180,38 @@ def test_a_working_size_gives_boxes_of_the_frames_themselves(ask: Ask) -> None:
     assert asked.size == (96, 192)
     for item in asked.items:
         assert (item.box.height, item.box.width) == asked.prediction(item).shape == (24, 48)
+
+
+def test_what_is_scored_is_what_is_labelled(ask: Ask) -> None:
+    told = (
+        r"--grid 5x5: patches of 48×96 pixels, which are scored, lie up to 4 pixels beside those of 96×192, "
+        r"which are labelled; 5x4 fits"
+    )
+    assert ask("evenly", "-n", 1, "--size", "48x96", "--grid", "4x6", ledger="a.parquet").items
+    with pytest.raises(ConfigError, match=told):
+        ask("unevenly", "-n", 1, "--size", "48x96", "--grid", "5x5", ledger="b.parquet")
+    with pytest.raises(ConfigError, match="fits"):
+        require_fit((16, 16), (360, 480), (720, 960))
+    for working, native in (((512, 1024), (1080, 1917)), ((360, 480), (719, 957)), ((90, 120), (90, 120))):
+        require_fit((4, 4), working, native)
+
+
+def test_frames_of_another_size_are_named_before_anything_is_asked(
+    ask: Ask, frames: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for file in sorted(frames.rglob("*.png")):
+        shutil.copyfile(file, folder / file.name)
+    size = ["--size", "48x96"]
+    asked = ask("a", "-n", 1, *size, images=folder)
+    LabelStore.of(tmp_path / "pool.parquet").describe(asked.classes, asked.size, asked.grid)
+    for file in folder.iterdir():
+        with Image.open(file) as image:
+            image.resize((384, 192)).save(file)
+    with pytest.raises(RunError, match="are of frames of 96×192 pixels .* have 192×384 now: restore"):
+        ask("b", "-n", 1, *size, images=folder)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_manifest_will_do(ask: Ask, frames: Path, tmp_path: Path) -> None:

@@ -259,6 +259,16 @@ def test_a_labelled_patch_is_not_overwritten(desk: Desk) -> None:
     assert np.array_equal(LabelStore.of(desk.ledger).read(6, (12, 16)), GOOD)
 
 
+def test_a_mask_that_was_taken_before_may_come_again_with_others(desk: Desk) -> None:
+    """As where the tool exports all that is finished so far."""
+    desk.hand_in(0, GOOD)
+    ingest(desk.query, desk.answers, desk.ledger)
+    desk.hand_in(1, GOOD * 2)
+    done = ingest(desk.query, desk.answers, desk.ledger)
+    assert ([item.patch for item in done.labelled], done.problems) == ([1], ())
+    assert Ledger.read(desk.ledger).labelled().tolist() == [1, 6]
+
+
 def test_one_bad_mask_keeps_the_good_ones_out_unless_asked(desk: Desk) -> None:
     before = desk.state()
     desk.hand_in(0, GOOD)

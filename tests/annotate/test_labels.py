@@ -35,7 +35,7 @@ def test_missing_damaged_and_other_masks_are_named(store: LabelStore) -> None:
     with pytest.raises(DataError, match=r"5\.png: truncated or damaged"):
         store.read(5, (3, 4))
     Image.new("RGB", (4, 3)).save(store.path(5))
-    with pytest.raises(DataError, match=r"5\.png: a RGB PNG"):
+    with pytest.raises(DataError, match=r"5\.png: an 8-bit RGB PNG"):
         store.read(5, (3, 4))
 
 
@@ -56,6 +56,12 @@ def test_the_first_description_decides(store: LabelStore) -> None:
     (store.folder / "labels.json").write_text("{")
     with pytest.raises(RunError, match=r"labels\.json: damaged"):
         _ = store.info
+
+
+def test_more_classes_than_a_mask_can_hold(store: LabelStore) -> None:
+    assert len(store.named(255)) == 255
+    with pytest.raises(ConfigError, match="the model has 256 classes; labels are 8-bit ids, 0 to 254"):
+        store.named(256)
 
 
 def test_classes_that_had_no_names_get_them(store: LabelStore) -> None:

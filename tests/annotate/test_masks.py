@@ -1,5 +1,7 @@
 import io
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,18 @@ def png(mask: np.ndarray, kind: str = "PNG", mode: str | None = None) -> bytes:
         image.putpalette(bytes(range(255, -1, -1)) * 3)
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def packed(mask: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of so many bits a pixel, which Pillow does not write."""
+    rows = np.unpackbits(mask.astype(np.uint8)[..., None], axis=2)[..., -bits:].reshape(len(mask), -1)
+    lines = b"".join(b"\0" + row.tobytes() for row in np.packbits(rows, axis=1))
+    head = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in parts
+    )
 
 
 def only(name: str, content: bytes) -> Answer:
@@ -56,8 +70,12 @@ def test_the_longest_name_that_is_asked_for_counts() -> None:
 WRONG = {
     "size": (png(PATCH[:5]), r"^5×8 pixels \(height × width\) found, 8×10 \(with context\) or 6×8 expected$"),
     "class": (png(np.where(PATCH == 2, 77, PATCH)), "unknown class id 77; known: 0 to 2, 255"),
-    "colours": (png(np.zeros((6, 8, 3), np.uint8)), "a RGB PNG found"),
-    "16 bit": (png(np.zeros((6, 8), np.uint16)), "I;16 PNG found"),
+    "colours": (png(np.zeros((6, 8, 3), np.uint8)), "an 8-bit RGB PNG found"),
+    "16 bit": (png(np.zeros((6, 8), np.uint16)), "a 16-bit grey PNG found"),
+    # which Pillow would stretch: id 1 of 4 bits comes as 17
+    "4 bit": (packed(PATCH, 4), "a 4-bit grey PNG found"),
+    "2 bit": (packed(PATCH, 2), "a 2-bit grey PNG found"),
+    "1 bit": (packed(PATCH > 0, 1), "a 1-bit grey PNG found"),
     "cut": (png(np.random.default_rng(0).integers(0, 3, (6, 8), np.uint8))[:55], "truncated or damaged"),
     "header": (png(PATCH)[:20], "truncated, damaged or no PNG"),
     "jpeg": (png(PATCH, "JPEG"), "truncated, damaged or no PNG"),

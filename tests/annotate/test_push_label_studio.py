@@ -173,6 +173,15 @@ def test_a_project_is_made_and_filled_once(
     assert len(studio.projects) == 1
     assert len(studio.tasks) == 3
 
+    # Of another pool, whose frames have the same names
+    frame = Path(asked.items[0].file)
+    before = frame.read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(frame))).save(frame)
+    said = pushed(tmp_path, studio.url)
+    assert said.startswith(f"RunError the project has another image by the name {asked.items[0].name}: ")
+    assert len(studio.tasks) == 3
+    frame.write_bytes(before)
+
     studio.projects[0]["label_config"] = "<View/>"
     assert pushed(tmp_path, studio.url).startswith("RunError project 'streets' of Label Studio has another")
     studio.projects.append(studio.projects[0])

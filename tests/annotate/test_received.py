@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import warnings
@@ -45,6 +46,18 @@ def test_archives_of_windows_and_macos(tmp_path: Path) -> None:
         ("inner.zip", b"PK\3\4 not opened"),
     )  # fmt: skip
     assert received.files(archive, limit=LIMIT) == {"a/b.png": b"1", "inner.zip": b"PK\3\4 not opened"}
+
+
+def test_names_of_archives_that_do_not_say_that_they_are_in_utf8(tmp_path: Path) -> None:
+    """As Info-ZIP's `zip -r` writes them."""
+    archive = zipped(tmp_path / "x.zip", ("stra\u00dfe/\u00e4.png", b"1"), ("plain.png", b"2"))
+    content = bytearray(archive.read_bytes())
+    for magic, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        at = content.find(magic)
+        assert content[at + place + 1] == 0x08  # bit 11
+        content[at + place + 1] = 0
+    archive.write_bytes(bytes(content))
+    assert received.files(archive, limit=LIMIT) == {"straße/ä.png": b"1", "plain.png": b"2"}
 
 
 @pytest.mark.fault(
@@ -166,6 +179,21 @@ def test_folders_with_links_and_pipes(tmp_path: Path) -> None:
     os.mkfifo(folder / "pipe")
     with pytest.raises(DataError, match="pipe: no plain file"):
         received.files(folder, limit=LIMIT)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").write_bytes(b"1")
+    scan = os.scandir
+
+    def refused(path: str | Path) -> object:
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match="sub: Permission denied; make the folder readable"):
+        received.files(tmp_path, limit=LIMIT)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

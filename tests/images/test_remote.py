@@ -222,7 +222,13 @@ def test_files_of_a_web_server(folder: Path, tmp_path: Path) -> None:
         paths = sorted(folder.glob("*.JPG"))
         urls = [f"http://127.0.0.1:{server.server_port}/{path.name}" for path in paths]
         pq.write_table(pa.table({"path": urls}), tmp_path / "m.parquet")
-        images = open_listing(list_images(str(tmp_path / "m.parquet")), CPU)
+        listed = list_images(str(tmp_path / "m.parquet"))
+        images = open_listing(listed, CPU)
+        # The folder's own listing says nothing of its files: each is asked for
+        whole = list_images(f"http://127.0.0.1:{server.server_port}/")
+        stamps = dict(zip(whole.files, whole.stamps, strict=True))
+        assert [stamps[url] for url in urls] == list(listed.stamps)
+        assert all(whole.stamps)
         wanted = torch.cat(list(Streamed(paths, None, CPU).batches(4)))
         assert np.array_equal(torch.cat(list(images.batches(4))), wanted)
     finally:
