@@ -110,6 +110,7 @@ def _acquisition(group: Rows) -> str:
         f"({16 * sizes['images']:,} patches; 200 candidates, 32 chosen). {start}. Seconds; each stage is a "
         "median by itself.\n\n"
         f"{markdown(head, lines, 'l' + 'r' * (len(head) - 1))}\n\n"
+        "Without what is compiled once in a process, of which UMAP's part takes some ten seconds and more. "
         "The last column counts the candidates that the same network in float32 proposes too. Given the same "
         f"embedding, the reference ops choose {again} of our 32 in the same order."
     )

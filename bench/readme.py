@@ -169,8 +169,8 @@ def _table1(compared: compare.Comparison) -> str:
         + "\n\n".join(notes)
         + f"\n\n{reference}Each seed has its own initial patches, the same for all strategies. The records, "
         f"and what `meal-gpu compare` makes of them, lie in `{folder}`; "
-        f"`python -m bench.table1 {' '.join(path.name for path in _rows(ROOT))} --jobs 2{_file(config)}` runs "
-        "them.\n\n"
+        f"`python -m bench.table1 {' '.join(path.name for path in _rows(ROOT))} --jobs 2{_file(config)}` "
+        "runs them.\n\n"
     )
 
 
@@ -178,8 +178,8 @@ def _weights(config: Config) -> str:
     if config.encoder_weights == "imagenet":
         return ""
     return (
-        " Our encoder begins with ImageNet weights from a file, whose BatchNorm statistics were estimated anew: "
-        "they are not quite those that `--encoder-weights imagenet` fetches."
+        " Our encoder begins with ImageNet weights from a file, whose BatchNorm statistics were estimated "
+        "anew: they are not quite those that `--encoder-weights imagenet` fetches."
     )
 
 
