@@ -175,7 +175,8 @@ def acquire(
         layer: name of the submodule whose output [B, D, h, w] gives features; None: the encoder, where
             `adapt` knows it.
         mean, std: of the normalisation that the model was trained with, for RGB in 0..1.
-        size: (height, width) that image files, and nothing else, are resized to; None: that of the first.
+        size: (height, width) that image files, and nothing else, are resized to; None: their own. The files
+            have one size.
         batch_size: images in a forward pass; None: 8 on a GPU, 1 on the CPU, whose caches then hold the
             activations.
         precision: "float32", "bfloat16" or "float16" (autocast); "auto": bfloat16 where the hardware has it.
@@ -198,17 +199,25 @@ def acquire(
             is used up by one image.
     """
     needs = strategies.needed(strategy, measure)
+    if isinstance(members, nn.Module):
+        raise InputError("members are further networks, in a list: members=[model]")
     members = tuple(members)
     strategies.require_taken(
         strategy, measure, candidates=candidates is not None, manifold=manifold is not None,
         members=bool(members),
     )  # fmt: skip
-    for what, number, least in (
-        ("n", n, 1), ("batch_size", batch_size, 1), ("candidates", candidates, 1), ("passes", passes, 1),
-        ("manifold_limit", manifold_limit, 4), ("seed", seed, 0),
+    n, passes, seed = whole("n", n, 1), whole("passes", passes, 1), whole("seed", seed, 0)
+    manifold_limit = whole("manifold_limit", manifold_limit, 4)
+    batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
+    candidates = None if candidates is None else whole("candidates", candidates, 1)
+    for what, given, kind, how in (
+        ("ledger", ledger, Ledger, "read"), ("manifold", manifold, Manifold, "load"),
     ):  # fmt: skip
-        if number is not None:
-            whole(what, number, least)
+        if not isinstance(given, kind | None):
+            raise InputError(
+                f"{what} must be a meal_gpu.{kind.__name__}, got {type(given).__name__}; "
+                f"{kind.__name__}.{how} makes one of a file"
+            )
     require_passes(passes, strategy, measure)
     rows_columns = pair("grid", grid, "rows, columns")
     files = isinstance(images, str | Path | list | tuple)
@@ -257,7 +266,9 @@ def acquire(
         precision=default_precision(where) if precision == "auto" else precision, batch_size=batch_size,
         names=names,
     )  # fmt: skip
-    with current(where):
+    # The caller's autocast is for his own work, and would round distances too
+    alone = torch.autocast(where.type, enabled=False, cache_enabled=False)
+    with current(where), alone:
         pool = ScoredPool(
             image_set, network, ledger, n, settings, manifold, needs=needs,
             members=[adapt(member, layer=layer, mean=mean, std=std) for member in members],

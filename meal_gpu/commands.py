@@ -48,7 +48,10 @@ def acquire(
     window: Annotated[
         str | None, typer.Option(metavar="HxW", help="Slide a window of this size over larger frames.")
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a window that the next one covers again.")] = 0.25,
+    overlap: Annotated[
+        float | None,
+        typer.Option(help="Share of a window that the next one covers again.", show_default="0.25"),
+    ] = None,
     valid: Annotated[
         Path | None,
         typer.Option(help="A .png like the frames: where it is 0 (bonnet, border) nothing counts."),
@@ -137,12 +140,15 @@ def acquire(
     plan = Plan(
         budget=amount, strategy=strategy, measure=measure, seed=seed, grid=rows, candidates=candidates,
         manifold_limit=manifold_limit, refit=refit, features=features,
-        size=options.pair(size, "size"), window=options.pair(window, "window"), overlap=overlap,
+        size=options.pair(size, "size"), window=options.pair(window, "window"),
+        overlap=0.25 if overlap is None else overlap,
         valid=valid, classes=names, cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()),
         layer=layer, passes=passes, temperature=temperature, on_bad=on_bad, cache=cache, shard=shard,
         precision=precision, device=device, ops=ops, made_by=(model, sorted(arguments.items())),
         mean=options.triple(mean, "mean") or IMAGENET_MEAN, std=options.triple(std, "std") or IMAGENET_STD,
     )  # fmt: skip
+    if overlap is not None and window is None:
+        raise ConfigError("--overlap is that of the windows of --window, which is not given")
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ConfigError(f"temperature is {temperature}; it must be above 0")
 

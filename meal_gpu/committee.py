@@ -78,9 +78,20 @@ def dropout(pool: ImageSet, model: Network, passes: int, seed: int) -> Predictio
 
 @torch.inference_mode()
 def members(pool: ImageSet, models: Sequence[Network]) -> Predictions:
-    """The members of an ensemble (Lakshminarayanan et al. 2017). Raises InputError for fewer than two."""
+    """The members of an ensemble (Lakshminarayanan et al. 2017).
+
+    Raises:
+        InputError: fewer than two, or one that normalises images or lays its logits over them otherwise.
+    """
     if len(models) < 2:
         raise InputError(f"an ensemble has two members or more, got {len(models)}: pass them as `members`")
+    first, *others = (_geometry(model, pool.size) for model in models)
+    for number, found in enumerate(others, 1):
+        if found != first:
+            raise InputError(
+                f"member {number} of the ensemble has (mean, std, align_corners, padded size) {found}, "
+                f"member 0 {first}: members are read alike"
+            )
     ready = [for_inference(model, pool.precision, pool.device) for model in models]
 
     def use(predict: _Predict) -> torch.Tensor:
@@ -95,6 +106,10 @@ def members(pool: ImageSet, models: Sequence[Network]) -> Predictions:
 
     shared = all(_share_encoder(ready[0], model) for model in ready)
     yield from _encoded(pool, ready[0], use) if shared else _whole(pool, ready[0], use)
+
+
+def _geometry(model: Network, size: tuple[int, int]) -> tuple[object, ...]:
+    return tuple(model.mean), tuple(model.std), bool(model.align_corners), model.padded_size(size)
 
 
 def _share_encoder(one: Network, other: Network) -> bool:

@@ -10,9 +10,7 @@ from meal_gpu.scoring import ImageSet
 from meal_gpu.statistics import Interval, mean_interval
 
 
-def accuracy(
-    patches: torch.Tensor, model: Network, oracle: Oracle, precision: str, level: float = 0.95
-) -> Interval:
+def accuracy(patches: torch.Tensor, model: Network, oracle: Oracle, precision: str) -> Interval:
     """The mean over the unlabelled patches of the share of right pixels, in [0, 1], estimated without bias.
 
     Void is left out; a patch that is void everywhere says nothing, and the estimate is that of the others.
@@ -38,6 +36,6 @@ def accuracy(
     seen = right[~np.isnan(right)]
     if not len(seen):
         return Interval(np.nan, np.nan, np.nan, 0)
-    found = mean_interval(seen, level)
+    found = mean_interval(seen)
     low, high = np.clip((found.low, found.high), 0, 1).tolist()
     return Interval(found.mean, low, high, found.n)

@@ -7,7 +7,7 @@ import torch
 from meal_gpu.errors import MealGpuError
 from meal_gpu.metrics import class_iou, mean_iou
 from meal_gpu.models import Network, Output
-from meal_gpu.scoring import Advance, ImageSet
+from meal_gpu.scoring import ImageSet
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ def evaluate(
     labels: torch.Tensor,
     model: Network,
     void: int,
-    advance: Advance = lambda _: None,
 ) -> Evaluation:
     """Compare the model's classes with `labels` uint8 [N, H, W] at full resolution; `void` counts nowhere.
 
@@ -56,7 +55,6 @@ def evaluate(
         counts.append(found[0])
         finite.append(found[1])
         done = batch.stop
-        advance(batch.stop - batch.start)
     whole = torch.cat(finite).cpu()
     if not bool(whole.all()):
         image = images.name(int((~whole).nonzero()[0]))

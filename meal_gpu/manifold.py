@@ -84,10 +84,8 @@ class Manifold:
                 rows, or than 2 neighbors, a seed of 2**32 or more, a min_dist outside 0 to 1, an unknown
                 build, or one that cannot be deterministic: cuML's NN-descent.
         """
-        for what, number, least in (
-            ("seed", seed, 0), ("neighbors", neighbors, 2), ("dimension", dimension, 1), ("limit", limit, 1),
-        ):  # fmt: skip
-            whole(what, number, least)
+        seed, neighbors = whole("seed", seed, 0), whole("neighbors", neighbors, 2)
+        dimension, limit = whole("dimension", dimension, 1), whole("limit", limit, 1)
         if seed >= 2**32:
             raise InputError(f"seed must be below 2**32, as umap-learn wants it; got {seed}")
         if not 0 <= min_dist <= 1:
@@ -102,7 +100,7 @@ class Manifold:
             )
         rows = subsample(len(features), limit, seed)
         kept = features.detach()[rows.to(features.device, non_blocking=True)].float()
-        settings = _Settings(neighbors, min_dist, dimension, seed, build, deterministic)
+        settings = _Settings(neighbors, float(min_dist), dimension, seed, build, deterministic)
         umap = _umap(kept, settings, ops or select_for(features.device), None)
         return cls(kept, rows, umap, settings)
 

@@ -1,8 +1,11 @@
 """What options of several commands mean, whose values are read from text."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from meal_gpu import __version__
 from meal_gpu.errors import ConfigError, DataError
 
 
@@ -84,3 +87,20 @@ def ledger(path: Path | None) -> Path | None:
             f"before; say {path.name}.parquet"
         )
     return path.resolve() if path.is_symlink() else path
+
+
+def register(app: typer.Typer) -> None:
+    """Add what stands before every command."""
+
+    def say(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"meal-gpu {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def everywhere(
+        version: Annotated[
+            bool, typer.Option("--version", callback=say, is_eager=True, help="Say the version.")
+        ] = False,
+    ) -> None:
+        pass

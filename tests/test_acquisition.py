@@ -415,6 +415,10 @@ def test_a_committee_is_not_asked_about_absent_images(of: str, small: Small) -> 
         (IMAGES[0], {}, InputError, ("[32, 64, 3]",)),
         (IMAGES[:0], {}, InputError, ("[0, 32, 64, 3]",)),
         (IMAGES, {"n": 0}, InputError, ("n must be at least 1", "0")),
+        (IMAGES, {"n": None}, InputError, ("n must be at least 1, and whole", "None")),
+        (IMAGES, {"ledger": "pool.parquet"}, InputError, ("meal_gpu.Ledger, got str", "Ledger.read")),
+        (IMAGES, {"manifold": "m", "strategy": "meal"}, InputError, ("Manifold, got str", "Manifold.load")),
+        (IMAGES, {"members": MEMBER, "strategy": "ensemble"}, InputError, ("members=[model]",)),
         (IMAGES, {"n": 1.5}, InputError, ("n must be at least 1, and whole", "1.5")),
         (IMAGES, {"batch_size": 0}, InputError, ("batch_size must be at least 1", "0")),
         (IMAGES, {"size": "32x32"}, InputError, ("size is (height, width)", "'32x32'")),
@@ -459,6 +463,28 @@ def test_wrong_input_is_named(
     with pytest.raises(error) as raised:
         acquire(model, images, given.pop("n"), **given)  # type: ignore[arg-type]
     assert all(part in str(raised.value) for part in told)
+
+
+@pytest.mark.parametrize("strategy", ["core-set", "kmeans", "badge", "meal-raw"])
+@pytest.mark.parametrize("features", ["crop", "shared"])
+def test_the_callers_autocast_is_not_ours(strategy: str, features: str, model: Segmenter) -> None:
+    def chosen() -> list[int]:
+        found = acquire(model, IMAGES, 8, strategy=strategy, features=features, precision="float32")
+        return found.patch_ids.tolist()
+
+    expected = chosen()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chosen() == expected
+
+
+def test_numbers_may_be_numpys(model: Segmenter, tmp_path: Path) -> None:
+    whole = acquire(model, IMAGES, 3, strategy="entropy", batch_size=2, seed=1)
+    found = acquire(model, IMAGES, np.int64(3), strategy="entropy", batch_size=np.int64(2), seed=np.int64(1))  # type: ignore[arg-type]
+    assert torch.equal(found.patch_ids, whole.patch_ids)
+    features = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
+    fitted = Manifold.fit(features, seed=np.int64(3), min_dist=np.float32(0.1))  # type: ignore[arg-type]
+    fitted.save(tmp_path / "phi")
+    assert torch.equal(Manifold.load(tmp_path / "phi").embedding, fitted.embedding)
 
 
 def test_ops_that_cannot_work_here_are_not_replaced_in_silence(model: Segmenter) -> None:

@@ -18,13 +18,15 @@ from foreign_networks import (
     pool,
     state,
 )
+from networks import calibrated
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from meal_gpu.acquisition import acquire
 from meal_gpu.adapters import adapt
-from meal_gpu.errors import InputError
+from meal_gpu.errors import InputError, MealGpuError
 from meal_gpu.inference import autocast, for_inference
+from meal_gpu.models import Builder
 
 SIZES = ((96, 160), (90, 133))  # a multiple of 32, and of nothing
 
@@ -229,3 +231,62 @@ def test_acquisition_takes_any_model(family: str, features: str) -> None:
     )
     assert len(set(query.patch_ids.tolist())) == 5
     assert model.training
+
+
+@pytest.mark.parametrize("name", ["smp DeepLabV3+", "torchvision DeepLabV3"])
+@pytest.mark.parametrize("where", ["before the model", "behind the model", "behind the head", "forward"])
+def test_code_that_runs_with_the_model_runs_here_too(name: str, where: str) -> None:
+    build, *_ = FAMILIES[name]
+    torch.manual_seed(0)
+    model: Any = build().eval()
+    batch = torch.randn(1, 3, 64, 64)
+    before = adapt(model)(batch).logits.clone()
+    if where == "before the model":
+        model.register_forward_pre_hook(lambda _module, given: (torch.zeros_like(given[0]),))
+    elif where == "behind the model":
+        model.register_forward_hook(
+            lambda _m, _g, out: {"out": 5 * out["out"]} if isinstance(out, dict) else 5 * out
+        )
+    elif where == "behind the head":
+        head = model.segmentation_head if name.startswith("smp") else model.classifier
+        head.register_forward_hook(lambda _m, _g, out: 5 * out)
+    else:
+        own = model.forward
+        model.forward = lambda given: own(torch.zeros_like(given))
+    expected = own_output(model, batch)
+    adapted = adapt(model)
+    with torch.inference_mode():
+        found = adapted(batch).logits
+    side = expected.shape[2:]
+    whole = F.interpolate(found, side, mode="bilinear", align_corners=adapted.align_corners)
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-4)
+    assert found.shape != before.shape or not torch.allclose(found, before)
+
+
+def test_a_network_of_ours_is_one_inside_a_data_parallel_wrapper_too() -> None:
+    model = calibrated(Builder("smp", 3, "none"), 0)
+    assert adapt(nn.DataParallel(model)) is model
+
+
+def test_tokens_are_no_features_and_give_scores_all_the_same() -> None:
+    class Tokens(Plain):
+        base_model_prefix, main_input_name = "body", "pixel_values"
+
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            return super().forward(pixel_values)
+
+    model = Tokens()
+    model.body = nn.Sequential(model.body, nn.Flatten(2))
+    model.pool = nn.Identity()
+    pixels = torch.randint(0, 256, (2, 32, 64, 3), dtype=torch.uint8)
+    assert len(acquire(model, pixels, 3, strategy="entropy")) == 3
+    with pytest.raises(MealGpuError, match="layer 'body' of Tokens gives"):
+        acquire(model, pixels, 3, strategy="core-set", features="shared")
+
+
+def test_one_vector_for_an_image_tells_no_patches_apart() -> None:
+    model = Plain()
+    pixels = torch.randint(0, 256, (3, 32, 64, 3), dtype=torch.uint8)
+    assert len(acquire(model, pixels, 3, strategy="core-set", layer="pool")) == 3
+    with pytest.raises(MealGpuError, match=r"layer 'pool' of Plain gives one vector for a whole image"):
+        acquire(model, pixels, 3, strategy="core-set", layer="pool", features="shared")

@@ -85,7 +85,10 @@ def test_features_of_a_layer_by_name(layer: str, shape: tuple[int, ...]) -> None
         # folding BatchNorm must not reach the layer, nor ReLU in place
         ready = for_inference(adapter, "float32", torch.device("cpu"))
         for network in (adapter, ready, copy.deepcopy(adapter)):
-            for found in (network(batch).features, network.features(batch)):
+            ways = [network.features]
+            if layer != "pool":  # one vector for an image is none of its patches
+                ways.append(lambda given, network=network: network(given).features)
+            for found in (way(batch) for way in ways):
                 assert found.shape == (2, *shape)
                 torch.testing.assert_close(found, maps[layer], rtol=1e-5, atol=1e-6)
 
@@ -128,11 +131,6 @@ def test_a_layer_goes_before_the_familys_own(name: str, layer: str, dimension: i
             "decode_head.linear_projections.0",
             ("[2, 256, 24]", "[2, D, h, w]", "decode_head"),
         ),
-        (
-            lambda: hugging_face("Segformer", reshape_last_stage=False, **SEGFORMER),
-            None,
-            ("'segformer'", "[2, 4, 32]", "decode_head"),
-        ),
         (lambda: built("smp FPN"), "decoder.seg_blocks", ("takes no part",)),
     ],
 )
@@ -143,6 +141,12 @@ def test_a_layer_that_cannot_give_features_is_named(
         with pytest.raises(InputError) as raised:
             use(adapt(make(), layer=layer))(images((64, 64)))
         assert all(part in str(raised.value) for part in told)
+
+
+def test_a_default_layer_of_tokens_gives_no_features() -> None:
+    model = hugging_face("Segformer", reshape_last_stage=False, **SEGFORMER)
+    with pytest.raises(InputError, match=r"'segformer'.* \[2, 4, 32\] .*decode_head"):
+        adapt(model).features(images((64, 64)))
 
 
 def test_without_a_layer_only_the_features_are_missing() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from meal_gpu import cli
+from meal_gpu import __version__, cli
 from meal_gpu.config import Config
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
@@ -232,6 +232,7 @@ def test_doctor_and_strategies() -> None:
     told = call("doctor")
     assert told.returncode == 0, told.stderr
     assert "works   torch" in told.stdout
+    assert told.stdout.splitlines()[0] == call("--version").stdout.strip() == f"meal-gpu {__version__}"
     assert "ops: " in told.stdout
     listed = [line.split()[0] for line in call("strategies").stdout.splitlines()]
     assert [name.removesuffix("*") for name in listed] == list(STRATEGIES)

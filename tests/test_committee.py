@@ -1,5 +1,6 @@
 """Several predictions of one pool, against the same done by hand in float64."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -155,6 +156,16 @@ def test_members_that_agree_say_nothing(models: list[Segmenter]) -> None:
 def test_an_ensemble_has_two_members(models: list[Segmenter], number: int) -> None:
     with pytest.raises(InputError, match=rf"two members or more, got {number}: pass them as `members`"):
         next(committee.members(pool(), models[:number]))
+
+
+def test_members_are_read_alike(models: list[Segmenter]) -> None:
+    class Otherwise(Segmenter):
+        align_corners = False
+
+    other = copy.copy(models[1])
+    other.__class__ = Otherwise
+    with pytest.raises(InputError, match=r"member 1 of the ensemble has .* False, .*, member 0 .* True, "):
+        next(committee.members(pool(), [models[0], other]))
 
 
 def test_mirrored_images_are_those_by_hand(models: list[Segmenter]) -> None:

@@ -51,6 +51,8 @@ def adapt(
             probabilities, a layer whose output is no feature map.
     """
     scale = _normalisation(mean, std)
+    if isinstance(model, nn.Module):
+        model = _unwrapped(model)
     if not isinstance(model, type) and all(hasattr(model, name) for name in _NETWORK):
         if layer is not None:
             raise InputError(
@@ -66,7 +68,6 @@ def adapt(
             f"a model is a torch.nn.Module or a meal_gpu.models.Network (with {', '.join(_NETWORK)}); "
             f"got {type(model).__module__}.{type(model).__qualname__}"
         )
-    model = _unwrapped(model)
     return _family(model)(model, layer, *scale)
 
 
@@ -79,6 +80,8 @@ def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Normali
         raise InputError(
             f"mean and std are three finite numbers each, those of std above 0; got {mean} and {std}"
         )
+    if max(map(abs, (a, b, c))) > 10:
+        raise InputError(f"mean and std are for values in 0..1: divide by 255; got {mean} and {std}")
     return (a, b, c), (d, e, f)
 
 

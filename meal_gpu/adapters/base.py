@@ -19,6 +19,12 @@ class _LogitsOnly(Output):
 
     reason: str
 
+    @classmethod
+    def of(cls, logits: torch.Tensor, reason: str) -> "_LogitsOnly":
+        output = cls(logits, logits.new_empty(len(logits), 0, 1, 1))
+        output.reason = reason
+        return output
+
     @property
     def features(self) -> torch.Tensor:
         raise InputError(self.reason)
@@ -39,6 +45,7 @@ class Adapter(nn.Module):
         self.mean = mean
         self.std = std
         self._looked = False  # at the values of its logits
+        self._unread: str | None = None  # why the default layer gives no features
         self._default = self._default_layer()
         self._layer = self._default if layer is None else layer
         # A second reference keeps a BatchNorm from being folded into the very convolution that is looked at
@@ -69,11 +76,11 @@ class Adapter(nn.Module):
         if self._layer is None:
             with _evaluating(self.model):
                 logits = self._seen_first(_checked(self._logits(images), self.model))
-            output = _LogitsOnly(logits, logits.new_empty(len(logits), 0, 1, 1))
-            output.reason = self._missing_layer()
-            return output
+            return _LogitsOnly.of(logits, self._missing_layer())
         with _evaluating(self.model), self._seen(len(images)) as seen:
             logits = self._seen_first(_checked(self._logits(images), self.model))
+        if not seen and self._unread is not None:
+            return _LogitsOnly.of(logits, self._unread)
         return Output(logits, self._first(seen))
 
     def _seen_first(self, logits: torch.Tensor) -> torch.Tensor:
@@ -103,8 +110,20 @@ class Adapter(nn.Module):
 
         def look(_module: nn.Module, _args: Any, output: Any) -> None:
             if not seen:
+                try:
+                    maps = self._map(output, batch)
+                except InputError as error:
+                    if stop or self._layer != self._default:
+                        raise
+                    self._unread = str(error)  # not everybody asks for features
+                    return
+                if not stop and isinstance(output, torch.Tensor) and output.ndim == 2:
+                    self._unread = (
+                        f"layer {self._layer!r} of {type(self.model).__name__} gives one vector for a whole "
+                        'image, the same for all of its patches: take features="crop", or an earlier layer'
+                    )
+                    return
                 # cloned, because what follows may work in place, as ReLU does
-                maps = self._map(output, batch)
                 seen.append(maps if stop else maps.clone())
             if stop:
                 raise _Stop
@@ -157,6 +176,11 @@ class Adapter(nn.Module):
 
     def _logits(self, images: torch.Tensor) -> Any:
         return self.model(images)
+
+
+def altered(*modules: nn.Module) -> bool:
+    """Whether code of somebody's runs with a module: hooks, or a `forward` in the place of its class's."""
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from meal_gpu.adapters.base import Adapter, Normalisation
+from meal_gpu.adapters.base import Adapter, Normalisation, altered
 
 
 class Smp(Adapter):
@@ -39,9 +39,11 @@ class Smp(Adapter):
         to_height, to_width = self.padded_size((height, width))
         if (to_height, to_width) != (height, width):
             images = F.pad(images, (0, to_width - width, 0, to_height - height))
-        decoded = self.model.decoder(self.model.encoder(images))
         head = self.model.segmentation_head
-        return head[0](decoded) if self._split else head(decoded)
+        if altered(self.model):
+            return self.model(images)
+        decoded = self.model.decoder(self.model.encoder(images))
+        return head[0](decoded) if self._split and not altered(head, *list(head)[1:]) else head(decoded)
 
 
 class Torchvision(Adapter):
@@ -56,6 +58,8 @@ class Torchvision(Adapter):
         return output["high" if "high" in output else "out"]
 
     def _logits(self, images: torch.Tensor) -> Any:
+        if altered(self.model):
+            return self.model(images)
         stages = self.model.backbone(images)
         return self.model.classifier(stages if "high" in stages else stages["out"])
 

@@ -136,6 +136,8 @@ def _ask(
     share = plan.pool_share if cluster is None else 0
     source = open_listing(listing, device, size=working, share=share)
     valid, invalid = validity(plan.valid, ledger.grid, native, len(listing.names))
+    excluded, step = _excluded(plan.exclude, ledger, ledger_path, invalid)
+    wanted(plan, ledger, excluded)  # mistakes are said before anything slow
     work = Pass(
         ledger.grid, native, columns_of(plan.features == SHARED, needs),
         default_precision(device) if plan.precision == "auto" else plan.precision,
@@ -172,7 +174,7 @@ def _ask(
         problems += [Problem(listing.files[row], why) for row, why in sorted(failed.items())]
         write_quarantine(ledger_path, problems, stage)
     absent = torch.from_numpy(ledger.grid.patches_of(sorted(failed)))
-    excluded, step = _excluded(plan.exclude, ledger, ledger_path, torch.cat([invalid, absent]))
+    excluded = torch.cat([excluded, absent])
     count, left, n, candidates = wanted(plan, ledger, excluded)
     settings = Settings(
         candidates, plan.features, plan.seed, step, limit=plan.manifold_limit,

@@ -11,7 +11,6 @@ from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size
 
 SIZE = (360, 480)
-VOID_ID = 11
 
 _TABLE: tuple[tuple[str, Color], ...] = (
     ("sky", (128, 128, 128)),

@@ -209,7 +209,7 @@ def test_frames_of_another_size_are_named_before_anything_is_asked(
     for file in folder.iterdir():
         with Image.open(file) as image:
             image.resize((384, 192)).save(file)
-    with pytest.raises(RunError, match="are of frames of 96×192 pixels .* have 192×384 now: restore"):
+    with pytest.raises(RunError, match=r"are of frames of 96×192 pixels .* have 192×384 now: restore"):
         ask("b", "-n", 1, *size, images=folder)
     assert not (tmp_path / "b").exists()
 
@@ -263,6 +263,8 @@ def test_two_seeds_differ_and_one_seed_does_not(ask: Ask) -> None:
     [
         (["--budget", "6 weeks"], "expected such as 32patches"),
         (["--grid", "4"], "expected two numbers"),
+        (["--overlap", "0.5"], "--overlap is that of the windows of --window"),
+        (["--mean", "123.7,116.3,103.5"], "values in 0..1: divide by 255"),
         (["--grid", "3x4"], "has a grid of 4×4"),
         (["--strategy", "meall"], "known: entropy, margin, least-confidence"),
         (["--device", "gpu"], "known: auto, cpu, cuda"),

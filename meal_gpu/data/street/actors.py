@@ -159,7 +159,7 @@ def train(c: Canvas, x: float, z: float, rng: np.random.Generator) -> None:
         c.upright((at, at + 0.25), (0.9, 1.1), z, None, (250, 245, 225))
 
 
-def person(c: Canvas, x: float, z: float, rng: np.random.Generator, *, name: str = "person") -> None:
+def person(c: Canvas, x: float, z: float, rng: np.random.Generator) -> None:
     """A standing or walking person of about 1.7 m."""
     tall = float(rng.uniform(1.5, 1.9))
     coat, trousers, skin = _pick(_CLOTHES, rng), _pick(_CLOTHES, rng), _pick(_SKIN, rng)
@@ -168,17 +168,17 @@ def person(c: Canvas, x: float, z: float, rng: np.random.Generator, *, name: str
     for foot in (-step, step):
         c.face(
             [(x + foot - 0.09, 0, z), (x + foot + 0.09, 0, z), (x + 0.15, hip, z), (x - 0.15, hip, z)],
-            name, shade(trousers, 0.8),
+            "person", shade(trousers, 0.8),
         )  # fmt: skip
     c.face(
         [(x - 0.19, hip - 0.08, z), (x + 0.19, hip - 0.08, z), (x + 0.25, neck, z), (x - 0.25, neck, z)],
-        name,
+        "person",
         coat,
     )
     for arm in (-0.27, 0.27):
-        c.line([(x + arm, neck - 0.05, z), (x + arm * 1.3, hip + 0.02, z)], 0.12, name, shade(coat, 0.8))
-    c.ellipse((x, 0.92 * tall, z), (0.12, 0.15), name, skin)
-    c.ellipse((x, 0.955 * tall, z), (0.125, 0.1), name, shade(trousers, 0.5))
+        c.line([(x + arm, neck - 0.05, z), (x + arm * 1.3, hip + 0.02, z)], 0.12, "person", shade(coat, 0.8))
+    c.ellipse((x, 0.92 * tall, z), (0.12, 0.15), "person", skin)
+    c.ellipse((x, 0.955 * tall, z), (0.125, 0.1), "person", shade(trousers, 0.5))
 
 
 def bicycle(c: Canvas, x: float, z: float, rng: np.random.Generator) -> None:
