@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meal_gpu import __version__, commands, options, research
+from meal_gpu import commands, options, research
 from meal_gpu.errors import ConfigError, MealGpuError, UnavailableError
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def doctor() -> None:
     """Say what is installed, what works here, and why the rest does not."""
     from meal_gpu.doctor import examine, ops_taken
 
-    typer.echo(f"meal-gpu {__version__}")
+    typer.echo(options.version())
     signs = {True: "works  ", False: "FAILS  ", None: "absent "}
     for finding in examine():
         typer.echo(f"{signs[finding.works]} {finding.part} {finding.version or ''}".rstrip())

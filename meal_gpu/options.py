@@ -1,11 +1,11 @@
 """What options of several commands mean, whose values are read from text."""
 
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from meal_gpu import __version__
 from meal_gpu.errors import ConfigError, DataError
 
 
@@ -89,17 +89,21 @@ def ledger(path: Path | None) -> Path | None:
     return path.resolve() if path.is_symlink() else path
 
 
+def version() -> str:
+    return f"meal-gpu {metadata.version('meal-gpu')}"
+
+
 def register(app: typer.Typer) -> None:
     """Add what stands before every command."""
 
     def say(wanted: bool) -> None:
         if wanted:
-            typer.echo(f"meal-gpu {__version__}")
+            typer.echo(version())
             raise typer.Exit
 
     @app.callback()
     def everywhere(
-        version: Annotated[
+        _: Annotated[
             bool, typer.Option("--version", callback=say, is_eager=True, help="Say the version.")
         ] = False,
     ) -> None:
