@@ -141,7 +141,7 @@ def acquire(
         budget=amount, strategy=strategy, measure=measure, seed=seed, grid=rows, candidates=candidates,
         manifold_limit=manifold_limit, refit=refit, features=features,
         size=options.pair(size, "size"), window=options.pair(window, "window"),
-        overlap=0.25 if overlap is None else overlap,
+        overlap=Plan.overlap if overlap is None else overlap,
         valid=valid, classes=names, cost=costs, pack=pack, context=context, exclude=tuple(exclude or ()),
         layer=layer, passes=passes, temperature=temperature, on_bad=on_bad, cache=cache, shard=shard,
         precision=precision, device=device, ops=ops, made_by=(model, sorted(arguments.items())),

@@ -15,7 +15,7 @@ from meal_gpu.config import require_device
 from meal_gpu.convolution import Phased, phase_dilated
 from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.memory import is_out_of_memory, same_device
-from meal_gpu.models import Network, Output
+from meal_gpu.models import Network, Output, altered
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # They run their children in order, and resize at the end. BatchNorm, or ReLU out of place, would lose the
@@ -188,7 +188,7 @@ def fold_batchnorm(model: nn.Module) -> None:
         folded = False
         for name, child in parent.named_children():
             convolution = _last(before)
-            alone = uses[id(child)] == 1 and not _hooks(child)
+            alone = uses[id(child)] == 1 and not altered(child)
             if folded and alone and isinstance(child, nn.ReLU | nn.ReLU6):
                 child.inplace = True
             folded = False
@@ -198,7 +198,7 @@ def fold_batchnorm(model: nn.Module) -> None:
                 and type(convolution) is nn.Conv2d
                 and child.running_mean is not None
                 and uses[id(convolution)] == 1
-                and not any(_hooks(module) for module in (child, convolution))
+                and not altered(child, convolution)
             ):
                 _fold(convolution, child)
                 setattr(parent, name, nn.Identity())
@@ -212,11 +212,6 @@ def _of_libraries(module: nn.Module) -> Iterator[nn.Module]:
         yield module
         for child in module.children():
             yield from _of_libraries(child)
-
-
-def _hooks(module: nn.Module) -> bool:
-    """Whether code of somebody's runs with the module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _is_plain(module: nn.Module | None) -> bool:
@@ -233,7 +228,7 @@ def _home(module: nn.Module) -> str:
 
 def _last(module: nn.Module | None) -> nn.Module | None:
     """The module that computes the output of `module`, as far as no hook looks on."""
-    while isinstance(module, nn.Sequential) and _is_plain(module) and len(module) and not _hooks(module):
+    while isinstance(module, nn.Sequential) and _is_plain(module) and len(module) and not altered(module):
         module = module[-1]
     return module
 

@@ -267,3 +267,8 @@ def load(model: nn.Module, path: Path) -> None:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ConfigError(f"{path}: the weights are of another architecture: {error}") from error
+
+
+def altered(*modules: nn.Module) -> bool:
+    """Whether code of somebody's runs with a module: hooks, or a `forward` in the place of its class's."""
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)

@@ -178,11 +178,6 @@ class Adapter(nn.Module):
         return self.model(images)
 
 
-def altered(*modules: nn.Module) -> bool:
-    """Whether code of somebody's runs with a module: hooks, or a `forward` in the place of its class's."""
-    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
-
-
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while, flag by flag: `train` may have been overridden to leave parts out."""

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from meal_gpu.adapters.base import Adapter, Normalisation, altered
+from meal_gpu.adapters.base import Adapter, Normalisation
+from meal_gpu.models import altered
 
 
 class Smp(Adapter):
