@@ -77,6 +77,7 @@ class Training:
     what: str
     model: Segmenter
     optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     history: list[dict[str, float]] = field(default_factory=list)
     best: Best | None = None
 
@@ -101,7 +102,7 @@ class Training:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
         figures = {
             "what": self.what, "history": self.history, "best": self.best and self.best.epoch,
-            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "learning_rate": self.optimiser.param_groups[0]["lr"], "scaler": self.scaler.state_dict(),
         }  # fmt: skip
         savepoint.write(tensors, figures)
 
@@ -120,6 +121,8 @@ class Training:
                     state[name] = torch.empty_like(parameter).detach().copy_(tensor)
             for group in self.optimiser.param_groups:
                 group["lr"] = figures["learning_rate"]
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(figures["scaler"])
             self.history = figures["history"]
             if figures["best"]:
                 evaluation = Evaluation(tensors["confusion"])

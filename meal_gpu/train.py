@@ -98,11 +98,13 @@ def _trained(
     validate: Callable[[], Evaluation] | None, advance: Advance, savepoint: Savepoint | None,
 ) -> Trained:  # fmt: skip
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = oracle.images.device
     optimiser = torch.optim.Adam(trainable, schedule.learning_rate, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=schedule.precision == "float16")
     batches = _Batches(model, patches, oracle, schedule)
     what = f"{hashlib.sha256(patches.cpu().numpy().tobytes()).hexdigest()}, {schedule.epochs} epochs"
-    training = Training(what, model, optimiser)
-    with rng.seeded(rng.integer(seed, step, "dropout"), oracle.images.device):
+    training = Training(what, model, optimiser, scaler)
+    with rng.seeded(rng.integer(seed, step, "dropout"), device):
         if savepoint:
             training.restore(savepoint)
             advance(len(training.history))
@@ -111,7 +113,7 @@ def _trained(
                 for group in optimiser.param_groups:
                     group["lr"] *= 0.1
             order = torch.from_numpy(rng.stream(seed, step, f"epoch {epoch}").permutation(len(patches)))
-            loss = _epoch(model, order, batches, optimiser, schedule, oracle.void)
+            loss = _epoch(model, order, batches, optimiser, scaler, schedule, oracle.void)
             if not math.isfinite(loss):
                 raise MealGpuError(
                     f"step {step}, epoch {epoch} of {schedule.epochs}: the training loss is {loss}; lower "
@@ -141,6 +143,7 @@ def _epoch(
     order: torch.Tensor,
     batches: "_Batches",
     optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     schedule: Schedule,
     void: int,
 ) -> float:
@@ -153,8 +156,9 @@ def _epoch(
             logits, labels = batches(batch)
         optimiser.zero_grad(set_to_none=True)
         loss = cross_entropy(logits, labels, void)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimiser)
+        scaler.update()
         total += loss.detach()
     return float(total) / len(rows)
 

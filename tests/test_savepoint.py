@@ -83,6 +83,7 @@ class Case:
         Case(),
         Case(frozen=False),
         Case(schedule={"precision": "bfloat16", "cache_bytes": 1 << 30}),
+        Case(frozen=False, schedule={"precision": "float16"}),
         Case(schedule={"decay_every": 2}),
         Case(scores=(0.2, 0.6, 0.6, 0.1, 0.5)),
         Case(scores=(-1, 0.1, -1, 0.3, 0.3)),
@@ -90,7 +91,18 @@ class Case:
         Case(scores=(0.2, 0.6, 0.6, 0.1, 0.5), schedule={"keep": "last"}),
         Case(scores=(0.2, 0.6, 0.6, 0.1, 0.5), schedule={"validate_every": 2}),
     ],
-    ids=["frozen", "fine-tuned", "bfloat16", "decay", "best", "nan", "all nan", "last", "every second"],
+    ids=[
+        "frozen",
+        "fine-tuned",
+        "bfloat16",
+        "float16",
+        "decay",
+        "best",
+        "nan",
+        "all nan",
+        "last",
+        "every second",
+    ],
 )
 def test_killed_after_any_epoch_it_ends_bit_for_bit_as_without(
     tmp_path: Path, case: Case, killed_after: int

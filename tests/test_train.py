@@ -173,6 +173,15 @@ def test_a_frozen_encoder_does_not_move_and_the_decoder_does() -> None:
     assert not equal(decoder, model.decoder.state_dict())
 
 
+def test_gradients_that_overflow_float16_are_scaled_until_they_do_not() -> None:
+    model = network()
+    before = copy.deepcopy(model.decoder.state_dict())
+    fit(model, epochs=12, precision="float16")
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    trained = [name for name, _ in model.decoder.named_parameters()]
+    assert not any(torch.equal(before[name], model.decoder.state_dict()[name]) for name in trained)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_patches_that_are_all_void_teach_nothing_and_break_nothing(frozen: bool) -> None:
     oracle = halves()
