@@ -285,19 +285,26 @@ def ingest(
     partial: Annotated[
         bool, typer.Option("--partial", help="Take what fits, although not all does.")
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take other masks of labelled patches: corrections.")
+    ] = False,
 ) -> None:
     """Check finished masks and mark their patches as labelled; all or nothing."""
     from meal_gpu.annotate.ingest import ingest as take
 
-    done = take(query, answers, ledger, form=form, partial=partial)
+    done = take(query, answers, ledger, form=form, partial=partial, replace=replace)
     for line in done.problems:
         typer.echo(f"left out: {line}")
-    if not (done.labelled or done.problems):
+    if not (done.labelled or done.replaced or done.known or done.problems):
         raise DataError(
             f"{answers}: no patch of {query} is labelled there: {len(done.empty)} have no pixel of a class, "
             f"{len(done.missing)} no answer; label some and export them again"
         )
     typer.echo(f"labelled: {len(done.labelled)} patches, {ledger}")
+    if done.known:
+        typer.echo(f"taken before: {len(done.known)} patches")
+    if done.replaced:
+        typer.echo(f"masks replaced: {', '.join(item.name for item in done.replaced)}")
     if done.empty:
         typer.echo(f"still without a label: {', '.join(item.name for item in done.empty)}")
     if done.missing:

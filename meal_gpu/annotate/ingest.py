@@ -35,11 +35,13 @@ _PER_PIXEL = 16  # bytes that a verbose format may take for a pixel
 
 @dataclass(frozen=True)
 class Ingested:
-    """`labelled` patches went into the ledger; `empty` ones had no label, and `missing` ones no answer: these
-    are still asked.
+    """`labelled` patches went into the ledger; `replaced` ones were in it with another mask, and `known` ones
+    with this one. `empty` ones had no label, and `missing` ones no answer: these are still asked.
     """
 
     labelled: tuple[Item, ...]
+    replaced: tuple[Item, ...]
+    known: tuple[Item, ...]
     empty: tuple[Item, ...]
     missing: tuple[Item, ...]
     problems: tuple[str, ...]
@@ -52,6 +54,7 @@ def ingest(
     *,
     form: str = "auto",
     partial: bool = False,
+    replace: bool = False,
 ) -> Ingested:
     """Check what a tool gave back for a query, store the masks, and mark their patches in the ledger.
 
@@ -64,6 +67,8 @@ def ingest(
             name of a dataset for "fiftyone".
         form: a name in `READERS`, "fiftyone", or "auto".
         partial: take what fits although something else does not.
+        replace: a mask that differs from the one of a labelled patch takes its place, as after a correction;
+            the patch stays labelled since the same step.
 
     Raises:
         DataError: something does not fit, with one line for each; nothing was changed.
@@ -76,7 +81,9 @@ def ingest(
     with lock.of_ledger(ledger_path):
         ledger = Ledger.read(ledger_path)
         found = list(read(asked, answers, form=form))
-        return accept(found, asked, ledger, ledger_path, partial=partial, source=str(answers))
+        return accept(
+            found, asked, ledger, ledger_path, partial=partial, replace=replace, source=str(answers)
+        )
 
 
 def read(asked: Asked, answers: Path, *, form: str = "auto") -> Iterator[Answer]:
@@ -120,6 +127,7 @@ def accept(
     ledger_path: Path,
     *,
     partial: bool,
+    replace: bool,
     source: str,
 ) -> Ingested:
     """Check answers, then store them; see `ingest`."""
@@ -128,6 +136,7 @@ def accept(
     store = LabelStore.of(ledger_path)
     problems: list[str] = []
     good: list[tuple[Item, np.ndarray]] = []
+    known: list[Item] = []
     empty: list[Item] = []
     times = Counter(answer.name for answer in answers)
     for answer in answers:
@@ -139,12 +148,19 @@ def accept(
         if problem is None and item is not None and labels is not None:
             problem, labels = _fit(labels, item, asked)
             if problem is None and labels is not None and _is_there(store, item, labels, steps):
+                known.append(item)
                 continue
-            if problem is None and steps[item.patch] != UNLABELLED:
-                problem = f"patch {item.patch} is labelled since step {steps[item.patch]}"
+            labelled = steps[item.patch] != UNLABELLED
+            if problem is None and labelled and not replace:
+                problem = (
+                    f"patch {item.patch} is labelled since step {steps[item.patch]}, with another mask: "
+                    "--replace takes this one"
+                )
             elif problem is None and labels is not None:
                 if bool((labels != VOID).any()):
                     good.append((item, labels))
+                elif labelled:
+                    problem = f"no pixel of a class, but patch {item.patch} is labelled: it keeps its mask"
                 else:
                     empty.append(item)
         if problem is not None:
@@ -153,14 +169,17 @@ def accept(
     if problems and not partial:
         more = f"\nnothing was changed; {len(good)} other patches fit: --partial takes them" if good else ""
         raise DataError(f"{source}: " + "\n".join(problems) + more)
+    fresh = tuple(item for item, _ in good if steps[item.patch] == UNLABELLED)
+    replaced = tuple(item for item, _ in good if steps[item.patch] != UNLABELLED)
     if good:
         store.describe(asked.classes, asked.size, asked.grid)
         for item, labels in good:
             store.write(item.patch, labels)
-        ledger.label(torch.tensor([item.patch for item, _ in good]), asked.step)
+    if fresh:
+        ledger.label(torch.tensor([item.patch for item in fresh]), asked.step)
         ledger.write(ledger_path)
     missing = [i for i in asked.items if i.name not in times and steps[i.patch] == UNLABELLED]
-    return Ingested(tuple(item for item, _ in good), tuple(empty), tuple(missing), tuple(problems))
+    return Ingested(fresh, replaced, tuple(known), tuple(empty), tuple(missing), tuple(problems))
 
 
 def _is_there(store: LabelStore, item: Item, labels: np.ndarray, steps: np.ndarray) -> bool:

@@ -64,8 +64,9 @@ class Desk:
                 file.writestr(name, content)
         return path
 
-    def state(self) -> tuple[bytes, list[Path]]:
-        return self.ledger.read_bytes(), sorted(self.folder.glob("pool.labels/**/*"))
+    def state(self) -> tuple[bytes, dict[Path, bytes]]:
+        masks = self.folder.glob("pool.labels/**/*.*")
+        return self.ledger.read_bytes(), {file: file.read_bytes() for file in masks}
 
 
 @pytest.fixture
@@ -253,10 +254,38 @@ def test_a_labelled_patch_is_not_overwritten(desk: Desk) -> None:
     ingest(desk.query, desk.answers, desk.ledger)
     before = desk.state()
     desk.hand_in(0, GOOD * 2)
-    with pytest.raises(DataError, match="patch 6 is labelled since step 1"):
+    with pytest.raises(DataError, match=r"patch 6 is labelled since step 1, .* --replace takes"):
         ingest(desk.query, desk.answers, desk.ledger)
     assert desk.state() == before
     assert np.array_equal(LabelStore.of(desk.ledger).read(6, (12, 16)), GOOD)
+
+
+def test_a_correction_takes_the_place_of_a_mask_where_that_is_asked(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    ingest(desk.query, desk.answers, desk.ledger)
+    before = desk.ledger.read_bytes()
+    desk.hand_in(0, GOOD * 2)
+    done = ingest(desk.query, desk.answers, desk.ledger, replace=True)
+    assert ([item.patch for item in done.replaced], done.labelled) == ([6], ())
+    assert np.array_equal(LabelStore.of(desk.ledger).read(6, (12, 16)), GOOD * 2)
+    assert desk.ledger.read_bytes() == before
+    assert ingest(desk.query, desk.answers, desk.ledger, replace=True).replaced == ()  # the same once more
+
+    desk.hand_in(0, GOOD)
+    desk.hand_in(1, GOOD)
+    done = ingest(desk.query, desk.answers, desk.ledger, replace=True)
+    assert [[item.patch for item in part] for part in (done.labelled, done.replaced)] == [[1], [6]]
+    assert Ledger.read(desk.ledger).labelled().tolist() == [1, 6]
+
+
+def test_a_correction_does_not_take_all_labels_away(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    ingest(desk.query, desk.answers, desk.ledger)
+    before = desk.state()
+    desk.hand_in(0, GOOD * 255)
+    with pytest.raises(DataError, match="no pixel of a class, but patch 6 is labelled"):
+        ingest(desk.query, desk.answers, desk.ledger, replace=True)
+    assert desk.state() == before
 
 
 def test_a_mask_that_was_taken_before_may_come_again_with_others(desk: Desk) -> None:
@@ -266,6 +295,7 @@ def test_a_mask_that_was_taken_before_may_come_again_with_others(desk: Desk) -> 
     desk.hand_in(1, GOOD * 2)
     done = ingest(desk.query, desk.answers, desk.ledger)
     assert ([item.patch for item in done.labelled], done.problems) == ([1], ())
+    assert [item.patch for item in done.known] == [6]
     assert Ledger.read(desk.ledger).labelled().tolist() == [1, 6]
 
 
@@ -320,6 +350,24 @@ def test_what_is_not_answered_yet_is_said(desk: Desk) -> None:
     desk.hand_in(1, GOOD)
     desk.hand_in(2, GOOD)
     assert "without an answer" not in command(desk).output
+
+
+def test_the_same_answers_again_are_no_error(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    command(desk)
+    before = desk.state()
+    said = command(desk)
+    assert (said.exit_code, desk.state()) == (0, before)
+    assert "labelled: 0 patches" in said.output and "taken before: 1 patches" in said.output
+
+
+def test_masks_that_are_replaced_are_named(desk: Desk) -> None:
+    name = desk.asked.items[0].name
+    desk.hand_in(0, GOOD)
+    command(desk)
+    desk.hand_in(0, GOOD * 2)
+    assert "--replace takes this one" in str(command(desk).exception)
+    assert f"masks replaced: {name}" in command(desk, "--replace").output
 
 
 def test_answers_without_any_label_are_an_error(desk: Desk) -> None:
