@@ -68,7 +68,6 @@ def _say(text: str) -> None:
 
 @app.command()
 def run(
-    context: typer.Context,
     dataset: Annotated[str | None, typer.Option(help="synthetic, cityscapes, camvid or folder.")] = None,
     root: Root = None,
     preset: Annotated[str | None, typer.Option(help="A row of the paper's Table 1, such as camvid.")] = None,
@@ -163,11 +162,12 @@ def run(
         chosen = base.replace(**given)
     target = out or Path("runs") / f"{chosen.dataset}-{chosen.strategy}-{chosen.seed}"
 
-    from meal_gpu import experiment, report, tracking, trust
+    from meal_gpu import experiment, report, tracking
     from meal_gpu.progress import Terminal
+    from meal_gpu.trust.perturbing import stability_lines
 
     trackers = tracking.open_trackers(track or [], target, resume=resume)
-    examine = trust.stability_lines if stability else None
+    examine = stability_lines if stability else None
     try:
         folder = experiment.run(
             chosen, target, resume=resume, monitor=Terminal(), trackers=trackers, examine=examine

@@ -184,7 +184,7 @@ def describe(report: "Report") -> str:
         )
     if report.limited:
         lines.append("the budget pays for more than the candidates: raise --candidates")
-    curves = " (budget.svg: coverage, entropy and cost of every smaller query)" if nested else ""
+    curves = " (budget.svg: coverage, score and cost of every smaller query)" if nested else ""
     lines.append(f"written: {report.asked.path}{curves}")
     return "\n".join(lines)
 

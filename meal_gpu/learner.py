@@ -69,7 +69,7 @@ def read_ledger(experiment: Experiment, folder: RunFolder, step: int) -> Ledger:
 def load_manifold(experiment: Experiment, folder: RunFolder) -> Manifold:
     """Φ of a run. Raises RunError for a file that is missing or damaged."""
     path = folder.path / "manifold" / "umap.safetensors"
-    return Manifold.load(path, device=str(experiment.pool.device), ops=experiment.pool.ops)
+    return Manifold.load(path, device=experiment.pool.device, ops=experiment.pool.ops)
 
 
 def fit_manifold(experiment: Experiment, features: torch.Tensor, seed: int) -> Manifold:

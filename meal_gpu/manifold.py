@@ -101,7 +101,7 @@ class Manifold:
         rows = subsample(len(features), limit, seed)
         kept = features.detach()[rows.to(features.device, non_blocking=True)].float()
         settings = _Settings(neighbors, float(min_dist), dimension, seed, build, deterministic)
-        umap = _umap(kept, settings, ops or select_for(features.device), None)
+        umap = (ops or select_for(features.device)).umap_fit(kept, **vars(settings), embedding=None)
         return cls(kept, rows, umap, settings)
 
     def transform(self, features: torch.Tensor, *, check: bool = True) -> torch.Tensor:
@@ -154,14 +154,16 @@ class Manifold:
             ) from error
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "cpu", ops: Ops | None = None) -> "Manifold":
+    def load(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", ops: Ops | None = None
+    ) -> "Manifold":
         """Read what `save` wrote; the neighbour graph is rebuilt, the embedding is the stored one.
 
         Raises:
             RunError: the file is missing, damaged or something else; it is named.
         """
         try:
-            with safe_open(path, framework="pt", device=device) as file:
+            with safe_open(path, framework="pt", device=str(device)) as file:
                 meta = file.metadata() or {}
                 version = next((known for known in _READABLE if known in meta), None)
                 if version is None:
@@ -175,7 +177,9 @@ class Manifold:
         if not bool(features.isfinite().all() and embedding.isfinite().all()):
             raise RunError(f"{path}: holds NaN or infinite values; restore the file")
         try:
-            umap = _umap(features, settings, ops or select_for(features.device), embedding)
+            umap = (ops or select_for(features.device)).umap_fit(
+                features, **vars(settings), embedding=embedding
+            )
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             raise RunError(f"{path}: damaged: no manifold has these settings ({error})") from error
         return cls(features, rows.cpu(), umap, settings)
@@ -207,9 +211,3 @@ def _check(features: torch.Tensor, *, finite: bool = True) -> None:
     if finite and not bool(features.isfinite().all()):
         bad = int((~features.isfinite()).any(dim=1).nonzero()[0])
         raise InputError(f"features must be finite; row {bad} is not")
-
-
-def _umap(
-    features: torch.Tensor, settings: _Settings, ops: Ops, embedding: torch.Tensor | None
-) -> FittedUmap:
-    return ops.umap_fit(features, **vars(settings), embedding=embedding)

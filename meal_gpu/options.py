@@ -1,11 +1,11 @@
 """What options of several commands mean, whose values are read from text."""
 
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from meal_gpu import __version__
 from meal_gpu.errors import ConfigError, DataError
 
 
@@ -90,7 +90,7 @@ def ledger(path: Path | None) -> Path | None:
 
 
 def version() -> str:
-    return f"meal-gpu {metadata.version('meal-gpu')}"
+    return f"meal-gpu {__version__}"
 
 
 def register(app: typer.Typer) -> None:

@@ -64,7 +64,8 @@ def imports(module: str, *, typing_too: bool = True) -> set[str]:
             assert node.level == 0, f"{module}: relative import in line {node.lineno}"
             base = node.module or ""
             # `from meal_gpu import rng` names a module, `from meal_gpu.rng import stream` something in it
-            found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
+            names = [alias.name for alias in node.names if alias.name != "__version__"]
+            found |= {f"{base}.{name}" if f"{base}.{name}" in MODULES else base for name in names}
     return found
 
 

@@ -74,7 +74,7 @@ class Item:
         image: its frame, as the ledger calls it.
         file: where the frame lies: an absolute path or URL.
         box: the patch, in pixels of the frame as decoded.
-        score: entropy in nats, NaN where the strategy asked for none.
+        score: what the strategy ranks by (entropy in nats, if it says nothing else), NaN where there is none.
         clicks, seconds: what labelling it is estimated to take, without opening its frame.
     """
 

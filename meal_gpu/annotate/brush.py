@@ -145,6 +145,3 @@ def filled(points: NDArray[np.float64], size: Sequence[int]) -> NDArray[np.bool_
             x = x0 + (centres - y0) * ((x1 - x0) / (y1 - y0))
             toggles[np.arange(first, last), np.clip(np.ceil(x - 0.5), 0, width).astype(int)] ^= True
     return np.logical_xor.accumulate(toggles, axis=1)[:, :width]
-
-
-__all__ = ["decode", "encode", "filled"]

@@ -263,8 +263,3 @@ def said(error: Exception) -> str:
         if isinstance(error, DataError)
         else f"not as the format says: {error!r}".replace("\n", " ")
     )
-
-
-__all__ = [
-    "MALFORMED", "blank", "class_id", "documents", "matching", "read", "said", "save_crops", "write",
-]  # fmt: skip

@@ -213,6 +213,3 @@ def _whole(element: ET.Element, key: str, default: str = "") -> int:
     if number != int(number):
         raise DataError(f"{element.tag} {key}={element.get(key)!r}: a whole number expected")
     return int(number)
-
-
-__all__ = ["labels", "read", "write"]

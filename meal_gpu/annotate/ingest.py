@@ -208,6 +208,3 @@ def _fit(labels: np.ndarray, item: Item, asked: Asked) -> tuple[str | None, np.n
             None,
         )
     return None, np.ascontiguousarray(inside)
-
-
-__all__ = ["READERS", "Ingested", "accept", "ingest", "read"]

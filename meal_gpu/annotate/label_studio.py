@@ -216,6 +216,3 @@ def _mask(kind: str, value: dict[str, Any], size: tuple[int, int]) -> NDArray[np
     across = np.array([math.cos(turn), math.sin(turn)]) * extent[0]
     down = np.array([-math.sin(turn), math.cos(turn)]) * extent[1]
     return brush.filled(np.stack([corner, corner + across, corner + across + down, corner + down]), size)
-
-
-__all__ = ["config", "read", "task", "write"]

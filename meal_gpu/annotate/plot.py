@@ -13,12 +13,12 @@ def plot(
     scores: NDArray[np.float64],
     coverage: NDArray[np.float64] | None,
 ) -> bytes:
-    """An SVG of coverage, mean entropy and estimated cost of the first 1 … n patches; all arrays are [n]."""
+    """An SVG of coverage, mean score and estimated cost of the first 1 … n patches; all arrays are [n]."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     patches = np.arange(1, len(clicks) + 1)
-    curves = [("entropy, mean (nats)", np.cumsum(scores) / patches), ("clicks", clicks), ("hours", hours),
+    curves = [("score, mean", np.cumsum(scores) / patches), ("clicks", clicks), ("hours", hours),
               ("frames to open", frames)]  # fmt: skip
     if coverage is not None:
         curves.insert(0, ("coverage of the candidates", coverage))

@@ -118,6 +118,3 @@ def _explained(url: str) -> Iterator[None]:
     except (TypeError, KeyError, AssertionError, JSONDecodeError) as error:
         said = f"{url}: CVAT's SDK does not understand the server: {error!r}; install the SDK of its version"
         raise RunError(said.replace("\n", " ")) from error
-
-
-__all__ = ["push"]

@@ -154,6 +154,3 @@ def _uri(pixels: Pixels) -> str:
     png = BytesIO()
     Image.fromarray(pixels).save(png, format="PNG")
     return _PNG + base64.b64encode(png.getvalue()).decode("ascii")
-
-
-__all__ = ["push"]

@@ -40,7 +40,7 @@ def files(path: Path, *, limit: int) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     room = limit
     try:
-        for name, content in _opened(path, limit):
+        for name, content in _opened(path):
             blocks = []
             while block := content.read(min(_BLOCK, room + 1)):
                 room -= len(block)
@@ -64,7 +64,7 @@ def files(path: Path, *, limit: int) -> dict[str, bytes]:
     }
 
 
-def _opened(path: Path, limit: int) -> Iterator[tuple[str, BinaryIO]]:
+def _opened(path: Path) -> Iterator[tuple[str, BinaryIO]]:
     """Every file by its name, open while it is the current one."""
     if path.is_dir():
         yield from _of_folder(path)

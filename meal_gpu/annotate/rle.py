@@ -25,6 +25,3 @@ def mask_of(runs: NDArray[np.int64], size_n: int) -> NDArray[np.bool_]:
     if total != size_n:
         raise DataError(f"run lengths add up to {total} pixels, the mask has {size_n}")
     return np.repeat(np.arange(runs.size) % 2 == 1, runs)
-
-
-__all__ = ["mask_of", "runs"]

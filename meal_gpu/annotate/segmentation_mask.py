@@ -169,6 +169,3 @@ def _translated(
     for label in at[translated < 0].tolist():
         raise DataError(f"unknown class {names[label]!r}; known: {', '.join(asked.classes)}")
     return translated.astype(np.uint8)[inverse].reshape(packed.shape)
-
-
-__all__ = ["read", "write"]

@@ -25,8 +25,8 @@ COLUMNS = (
     "rank", "patch", "image", "file", *Box._fields, *(f"crop_{side}" for side in Box._fields), "score",
     "clicks", "seconds", "name", "crop", "prelabel", "mask",
 )  # fmt: skip
-"""Boxes are pixels of the frame, right and bottom exclusive; score is entropy in nats, empty where there is
-none; crop, prelabel and mask are paths relative to the table."""
+"""Boxes are pixels of the frame, right and bottom exclusive; score is what the strategy ranks by, empty
+where it ranks nothing; crop, prelabel and mask are paths relative to the table."""
 
 
 def write(asked: Asked, out: Path, *, context: int, form: str) -> list[Path]:

@@ -56,7 +56,7 @@ def export(asked: Asked, name: str) -> None:
     """
     fo = _library()
     made = samples(asked)
-    with _database(fo):
+    with _database():
         if fo.dataset_exists(name) and "meal_gpu" not in fo.load_dataset(name).info:
             raise RunError(f"the FiftyOne dataset {name!r} is not of meal-gpu; name another with --project")
         dataset = fo.Dataset(name, persistent=True, overwrite=True)
@@ -68,7 +68,7 @@ def export(asked: Asked, name: str) -> None:
 def read(name: str, asked: Asked, *, context: int = 0) -> Iterator[Answer]:
     """Finished patches of a dataset; see `answers`. Raises as `export`; DataError: it is not there."""
     fo = _library()
-    with _database(fo):
+    with _database():
         if not fo.dataset_exists(name):
             raise DataError(f"there is no FiftyOne dataset {name!r}; known: {', '.join(fo.list_datasets())}")
         yield from answers(fo.load_dataset(name), asked)
@@ -108,7 +108,7 @@ def view(ledger_path: Path, files: Mapping[str, str], queries: Sequence[Path]) -
     """
     fo = _library()
     made, points = pool_samples(ledger_path, files, [Asked.read(path) for path in queries])
-    with _database(fo):
+    with _database():
         dataset = fo.Dataset()
         dataset.add_samples(made, dynamic=True)
         if points:
@@ -236,7 +236,7 @@ def _library() -> Any:
 
 
 @contextmanager
-def _database(fo: Any) -> Iterator[None]:
+def _database() -> Iterator[None]:
     """Raises UnavailableError where FiftyOne cannot reach or start its MongoDB."""
     try:
         yield

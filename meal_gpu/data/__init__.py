@@ -1,11 +1,11 @@
 """Datasets: open, check, load, pack, download."""
 
 from meal_gpu.data.checking import check, without
-from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, DatasetInfo, Split
+from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, Split
 from meal_gpu.data.downloading import download
 from meal_gpu.data.load import load_images, load_labels, open_images
 from meal_gpu.data.packing import pack
-from meal_gpu.data.registry import DATASETS, default_root, open_dataset
+from meal_gpu.data.registry import DATASETS, open_dataset
 from meal_gpu.data.snapshot import difference, snapshot
 from meal_gpu.images.probing import Problem
 
@@ -14,11 +14,9 @@ __all__ = [
     "UNKNOWN",
     "VOID",
     "Dataset",
-    "DatasetInfo",
     "Problem",
     "Split",
     "check",
-    "default_root",
     "difference",
     "download",
     "load_images",

@@ -34,14 +34,14 @@ def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
     return cityscapes.open_tree(root, size=image_size(dataset.train.images[0]), name="synthetic")
 
 
-def cached(progress: Progress | None = None) -> Path:
+def cached() -> Path:
     """The default tree in the cache; drawn first when it is not there, once for all processes."""
     name = f"synthetic-v{VERSION}-{SIZE[0]}x{SIZE[1]}-{TRAIN}-{VAL}"
     root = cache_root() / name
     if not root.is_dir():
         with alone(root, wait=True):
             if not root.is_dir():
-                _draw(root, {"train": TRAIN, "val": VAL}, SIZE, 0, progress)
+                _draw(root, {"train": TRAIN, "val": VAL}, SIZE, 0, None)
     return root
 
 

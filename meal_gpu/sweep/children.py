@@ -128,5 +128,4 @@ class Signals:
 
 def threads_each(jobs: int) -> int | None:
     """Threads for each of `jobs` processes on this machine's cores; None, torch's own choice, for one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return None if jobs == 1 else max(1, cores // jobs)
+    return None if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)

@@ -21,8 +21,6 @@ _MOST_SEEDS = 10_000  # more is a slip of the keyboard
 
 def parse_strategies(text: str) -> tuple[str, ...]:
     """ "random,meal" -> their names. Raises ConfigError: an unknown one, one given twice, or none."""
-    from meal_gpu import strategies
-
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if not name:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ class Explanation:
     of: int
     ranking: Ranking | None
     draw: Draw | None
-    not_chosen: tuple[Near, ...] = field(default=())
-    chosen: tuple[Near, ...] = field(default=())
+    not_chosen: tuple[Near, ...] = ()
+    chosen: tuple[Near, ...] = ()
     seen: Seen | None = None
     missing: str | None = None
 

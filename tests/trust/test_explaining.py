@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from meal_gpu.errors import InputError, RunError
 from meal_gpu.ledger import Ledger
 from meal_gpu.scoring import patch_features
-from meal_gpu.trust import Explanation, commands, explain
+from meal_gpu.trust import commands
+from meal_gpu.trust.explaining import Explanation, explain
 from meal_gpu.trust.opening import Past
 
 RunOf = Callable[[str], Path]

@@ -12,7 +12,8 @@ from meal_gpu.errors import RunError
 from meal_gpu.experiment import acquire
 from meal_gpu.preparation import Experiment
 from meal_gpu.record import RunFolder
-from meal_gpu.trust import no_peek, no_peeking
+from meal_gpu.trust import no_peeking
+from meal_gpu.trust.no_peeking import no_peek
 from meal_gpu.trust.opening import Past
 
 

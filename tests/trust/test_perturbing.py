@@ -15,9 +15,17 @@ from typer.testing import CliRunner
 
 from meal_gpu.errors import InputError
 from meal_gpu.scoring import ImageSet
-from meal_gpu.trust import Stability, commands, examine, perturbing, stability, stability_lines
+from meal_gpu.trust import commands, perturbing
 from meal_gpu.trust.opening import Past, scored_pool
-from meal_gpu.trust.perturbing import Change, Outcome, coverage
+from meal_gpu.trust.perturbing import (
+    Change,
+    Outcome,
+    Stability,
+    coverage,
+    examine,
+    stability,
+    stability_lines,
+)
 from meal_gpu.trust.variant import Variant
 
 RunOf = Callable[[str], Path]

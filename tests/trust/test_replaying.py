@@ -14,7 +14,8 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from meal_gpu.errors import RunError, UnavailableError
-from meal_gpu.trust import commands, replay, replaying
+from meal_gpu.trust import commands, replaying
+from meal_gpu.trust.replaying import replay
 
 RunOf = Callable[[str], Path]
 
