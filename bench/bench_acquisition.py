@@ -1,7 +1,7 @@
 """A first query of a whole pool, stage by stage: ours against pipelines that users would put together.
 
-Cold starts from JPEG files, warm from images that lie on the device. What any of them compiles or captures is
-done before, on a few images. On a GPU the third pipeline is given each of our parts in turn, so that gains
+Cold starts from JPEG files, warm from images that lie on the device. What any of them compiles is compiled
+before, on a few images. On a GPU the third pipeline is given each of our parts in turn, so that gains
 can be told apart.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench import frames, pipelines, trained
-from bench.harness import Case
+from bench.harness import Case, without_tf32
 from bench.pipelines import Given, Network, Outcome, Pipeline
 from meal_gpu import ops, rng
 from meal_gpu.acquisition import query
@@ -29,12 +29,12 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Segmenter
 from meal_gpu.pool import ScoredPool, Settings
-from meal_gpu.scoring import ImageSet, score_pool
+from meal_gpu.scoring import ImageSet, default_batch, score_pool
 from meal_gpu.timing import Stages
 
 SIZE = (512, 1024)
 POOL, CPU_POOL = 2975, 20  # Cityscapes' training split; what a CPU can do several times over in a minute
-WARM_UP = 16  # images, of which there are more patches than candidates
+WARM_UP = 16  # images at least, of which there are more patches than candidates
 
 
 class Timed(ScoredPool):
@@ -113,8 +113,9 @@ class Contender:
         return self.last
 
     def warm_up(self) -> Outcome:
-        """The same with few images."""
-        return self.acquire(self.images[:WARM_UP], Stages(self.device))
+        """The same with few images, the last batch as long as the pool's: other shapes compile anew."""
+        few = WARM_UP + len(self.images) % default_batch(self.device)
+        return self.acquire(self.images[:few], Stages(self.device))
 
     def medians(self) -> dict[str, float]:
         """By stage, of all rounds."""
@@ -204,7 +205,8 @@ def cases(device: torch.device, count: int | None = None, size: Size = SIZE) -> 
 def float32_candidates(images: torch.Tensor, model: Segmenter) -> set[int]:
     """The patches of highest entropy, by the reference ops and the network in float32."""
     pool = ImageSet(images, ops.select("reference"), precision="float32")
-    scores = score_pool(pool, model, Grid(4, 4, *pool.size)).scores
+    with without_tf32():
+        scores = score_pool(pool, model, Grid(4, 4, *pool.size)).scores
     return set(scores.topk(pipelines.CANDIDATES).indices.tolist())
 
 

@@ -15,8 +15,6 @@ VOID = 255
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
     ours = select_for(device)
     images, height, width, classes = (32 if device.type == "cuda" else 4), 512, 1024, 19
     whole = Grid(1, 1, height, width)
@@ -34,6 +32,8 @@ def cases(device: torch.device) -> Iterator[Case]:
         return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
     def torchmetrics() -> torch.Tensor:
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
         return multiclass_confusion_matrix(
             full_size(logits, whole).argmax(dim=1), labels.long(), classes, ignore_index=VOID
         )

@@ -1,6 +1,5 @@
 """Image files to uint8 batches on the device: DALI as we use it, Pillow, OpenCV and torchvision."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from PIL import Image
 from bench import frames
 from bench.ceiling import Work
 from bench.harness import Case
-from meal_gpu.images.loader import Loader
+from meal_gpu.images.loader import Loader, decoding_threads
 
 SIZE = (512, 1024)
 
@@ -51,7 +50,7 @@ def by_threads(
     decode: Callable[[Path], torch.Tensor], size: int, paths: Sequence[Path], device: torch.device
 ) -> Iterator[torch.Tensor]:
     """With a pool of as many threads as DALI has, then stacked and copied, `size` at a time."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+    with ThreadPoolExecutor(decoding_threads(device)) as workers:
         decoded = workers.map(decode, paths)
         while batch := list(islice(decoded, size)):
             yield torch.stack(batch).to(device, non_blocking=True)

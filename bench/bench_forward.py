@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ceiling import Work
-from bench.harness import Case
+from bench.harness import Case, without_tf32
 from meal_gpu.inference import Graphed, autocast, default_precision, for_inference
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.scoring import default_batch
@@ -82,7 +82,8 @@ def cases(device: torch.device) -> Iterator[Case]:
     for each in dict.fromkeys(("float32", precision)):
         contenders[f"eager, {each}"] = calling(model, each)
     contenders[f"torch.compile, {precision}"] = calling(compiled, precision)
-    exact = calling(model, "float32")()
+    with without_tf32():
+        exact = calling(model, "float32")()
 
     def quality(name: str, result: Any) -> dict[str, Any]:
         error = (result.float() - exact).norm() / exact.norm()

@@ -9,7 +9,10 @@ from bench.results import Rows, figures, seconds
 ROOT = Path(__file__).parent.parent
 RESULTS = {
     device: tuple(ROOT / "bench" / "results" / name for name in names)
-    for device, names in (("cpu", ("cpu.jsonl",)), ("gpu", ("gpu.jsonl", "gpu-acquisition.jsonl")))
+    for device, names in (
+        ("cpu", ("cpu.jsonl",)),
+        ("gpu", ("gpu.jsonl", "gpu-pool.jsonl", "gpu-acquisition.jsonl", "gpu-umap-learn.jsonl")),
+    )
 }
 PLOTS = {device: ROOT / "docs" / f"bench-{device}.svg" for device in RESULTS}
 STAGES = ("load", "network", "entropy", "features", "select", "fit", "transform", "choose")

@@ -20,7 +20,7 @@ EXPERIMENTS = ROOT / "docs" / "EXPERIMENTS.md"
 SUBSAMPLE = ROOT / "bench" / "results" / "subsample.jsonl"
 # Lines that say where it was run, what it shows, and what else a pair compares
 _NOTES = ("Environment", "**Verdict", "- At step 0")
-SCALE_ROWS = [ROOT / "bench" / "results" / name for name in ("scale.jsonl", "gpu.jsonl")]
+SCALE_ROWS = [ROOT / "bench" / "results" / name for name in ("scale.jsonl", "gpu-pool.jsonl")]
 
 
 def render(readme: str) -> str:

@@ -104,7 +104,7 @@ def members(pool: ImageSet, models: Sequence[Network]) -> Predictions:
                 )
         return torch.stack([first, *others])
 
-    shared = all(_share_encoder(ready[0], model) for model in ready)
+    shared = _share_encoder(ready)
     yield from _encoded(pool, ready[0], use) if shared else _whole(pool, ready[0], use)
 
 
@@ -112,16 +112,21 @@ def _geometry(model: Network, size: tuple[int, int]) -> tuple[object, ...]:
     return tuple(model.mean), tuple(model.std), bool(model.align_corners), model.padded_size(size)
 
 
-def _share_encoder(one: Network, other: Network) -> bool:
-    """Whether both are frozen networks of ours whose encoders compute the same: those of one run do."""
-    if not (isinstance(one, Segmenter) and isinstance(other, Segmenter) and one.frozen and other.frozen):
+def _share_encoder(models: Sequence[Network]) -> bool:
+    """Whether all are frozen networks of ours whose encoders compute the same: those of one run do.
+
+    The host waits for the device, once.
+    """
+    encoders = [model.encoder for model in models if isinstance(model, Segmenter) and model.frozen]
+    if len(encoders) < len(models):
         return False
-    first, second = one.encoder.state_dict(), other.encoder.state_dict()
-    return (
-        repr(one.encoder) == repr(other.encoder)  # strides and dilations are no weights
-        and first.keys() == second.keys()
-        and all(torch.equal(values, second[name]) for name, values in first.items())
-    )
+    first, *others = (encoder.state_dict() for encoder in encoders)
+    shapes = [{name: values.shape for name, values in state.items()} for state in (first, *others)]
+    texts = [repr(encoder) for encoder in encoders]  # strides and dilations are no weights
+    if any(shape != shapes[0] for shape in shapes) or any(text != texts[0] for text in texts):
+        return False
+    unequal = [(state[name] != values).any() for state in others for name, values in first.items()]
+    return not bool(torch.stack(unequal).any())
 
 
 @torch.inference_mode()

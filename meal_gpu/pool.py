@@ -90,8 +90,8 @@ class ScoredPool:
     Patches in `excluded` [E] are not chosen, and to those in `absent` [A], all of some images, the model is
     not applied either. What `scored`, by entropy, holds is not computed. `needs` is what a pass over the pool
     finds besides scores; `members` are the ensemble's; of images only the pixels in `valid` [H, W] bool
-    count. Where the images live on the device nothing here waits for it but `require_finite`: at the end,
-    and before Φ is fitted.
+    count. Where the images live on the device nothing here waits for it but `require_finite`, at the end and
+    before Φ is fitted, the capture of a CUDA graph, once for a pass, and an ensemble, to compare encoders.
     """
 
     def __init__(

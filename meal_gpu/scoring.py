@@ -23,10 +23,10 @@ __all__ = [
 ]  # fmt: skip
 
 Advance = Callable[[int], None]
-_MOST_PATCHES = 32
-# Of the patches that pass through the encoder together on the CPU, measured with 128×256 and 90×120: more
-# leave the caches, fewer do not pay the cost of a layer
-_CPU_PIXELS = 2**18
+# Most patches, and pixels of them, that pass through the encoder together. On the CPU as measured with
+# 128×256 and 90×120: more leave the caches, fewer do not pay the cost of a layer. On a GPU as many pixels as
+# 8 images of 512×1024 have, a guess: launches take their time too
+_AT_ONCE = {"cpu": (32, 2**18), "cuda": (128, 2**22)}
 
 
 class Scored(NamedTuple):
@@ -45,10 +45,9 @@ class Scored(NamedTuple):
 
 
 def patches_at_once(grid: Grid, device: torch.device) -> int:
-    """Patches in a forward pass: 32 on a GPU; on the CPU no more than 2^18 pixels, but one."""
-    if device.type == "cuda":
-        return _MOST_PATCHES
-    return min(_MOST_PATCHES, max(1, _CPU_PIXELS // (grid.patch_height * grid.patch_width)))
+    """Patches in a forward pass: on a GPU 128 of 2^22 pixels at most, on the CPU 32 of 2^18; but one."""
+    most, pixels = _AT_ONCE[device.type]
+    return min(most, max(1, pixels // (grid.patch_height * grid.patch_width)))
 
 
 def score_pool(

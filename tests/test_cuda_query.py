@@ -34,7 +34,7 @@ def test_the_kernels_answer_a_query(
     strategy: str, model: Segmenter, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops, "why_not_cuda", lambda: None)
-    monkeypatch.setattr(memory, "share_allocator", lambda: None)
+    monkeypatch.setattr(memory, "share_allocator", lambda *_: None)
     candidates = 24 if strategy == "meal" else None
     expected, actual = (
         acquire(model, images, 8, strategy=strategy, grid=(2, 4), candidates=candidates, ops=name)

@@ -190,12 +190,18 @@ def test_the_default_batch_is_what_the_device_is_fast_at() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "on_cpu"),
-    [(Grid(4, 4, 512, 1024), 8), (Grid(4, 4, 360, 480), 24), (GRID, 32), (Grid(1, 1, 1024, 2048), 1)],
+    ("grid", "on_cpu", "on_gpu"),
+    [
+        (Grid(4, 4, 512, 1024), 8, 128),
+        (Grid(4, 4, 360, 480), 24, 128),
+        (GRID, 32, 128),
+        (Grid(1, 1, 1024, 2048), 1, 2),
+        (Grid(1, 1, 2048, 4096), 1, 1),
+    ],
 )
-def test_patches_of_a_bounded_area_pass_at_once(grid: Grid, on_cpu: int) -> None:
+def test_patches_of_a_bounded_area_pass_at_once(grid: Grid, on_cpu: int, on_gpu: int) -> None:
     assert patches_at_once(grid, torch.device("cpu")) == on_cpu
-    assert patches_at_once(grid, torch.device("cuda")) == 32
+    assert patches_at_once(grid, torch.device("cuda")) == on_gpu
 
 
 def test_a_users_own_network_gives_features_from_its_output() -> None:

@@ -30,6 +30,12 @@ _GPU_THREADS = 16  # each takes DALI 32 MiB, half of it on the device
 _LOWER = "Let the files be fewer at once (batch_size), or end other programs on the device"
 
 
+def decoding_threads(device: torch.device) -> int:
+    """As many as torch has, on a GPU at most 16."""
+    threads = torch.get_num_threads()
+    return min(threads, _GPU_THREADS) if device.type == "cuda" else threads
+
+
 class Loader:
     """Iterates over image or label files in order, as uint8 torch tensors on `device`.
 
@@ -74,9 +80,7 @@ class Loader:
         self.labels = labels
         self.device = torch.device(device)
         self.batch_size = batch_size
-        self.threads = torch.get_num_threads() if threads is None else threads
-        if threads is None and self.device.type == "cuda":
-            self.threads = min(self.threads, _GPU_THREADS)
+        self.threads = decoding_threads(self.device) if threads is None else threads
         self.grid = grid
         if min(size) < 1 or batch_size < 1 or self.threads < 1:
             raise InputError(
