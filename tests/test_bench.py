@@ -1,5 +1,6 @@
 """The benchmarks count right, say what they did, and run: on the CPU, small, and never against a clock."""
 
+import ast
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -517,3 +518,21 @@ def test_a_case_narrowed_to_some_contenders_keeps_their_order_and_the_rest() -> 
     found = narrowed(given, ["c", "a", "unknown"])
     assert list(found.contenders) == ["c", "a"]
     assert (found.sizes, found.least) == (given.sizes, 2)
+
+
+def test_peers_that_may_be_missing_are_imported_where_they_are_called() -> None:
+    """Elsewhere they would end a call of many cases."""
+    optional = {"baal", "cuml", "cv2", "torchmetrics", "triton"}
+    for path in (ROOT / "bench").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        called = {
+            id(node)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef) and function.name != "cases"
+            for node in ast.walk(function)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in optional:
+                assert id(node) in called, f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Import) and {name.name.split(".")[0] for name in node.names} & optional:
+                assert id(node) in called, f"{path.name}:{node.lineno}"
