@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from meal_gpu import rng, strategies
+from meal_gpu import atomic, rng, strategies
 from meal_gpu.adapters import adapt
-from meal_gpu.errors import InputError
+from meal_gpu.errors import InputError, RunError
 from meal_gpu.grid import Grid
+from meal_gpu.images.content import is_url
 from meal_gpu.images.opening import SHARE, Given, open_images
 from meal_gpu.inference import PRECISIONS, default_precision, device_named, require_place
 from meal_gpu.ledger import Ledger
@@ -60,7 +61,11 @@ class Query:
         return len(self.patch_ids)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per chosen patch, in order of choice."""
+        """One row per chosen patch, in order of choice.
+
+        Columns: patch, image, left, top, right, bottom, score; embedding_0, … where there is one; and arm,
+        "strategy" or "control", where some were drawn.
+        """
         left, top, right, bottom = self.boxes.numpy().T
         columns: dict[str, object] = {
             "patch": self.patch_ids.numpy(), "image": list(self.names),
@@ -73,8 +78,19 @@ class Query:
         return pd.DataFrame(columns)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write `to_frame` as Parquet."""
-        self.to_frame().to_parquet(path, index=False)
+        """Write `to_frame` as Parquet, a file whole or not at all, or to a URL that fsspec opens.
+
+        Raises:
+            RunError: a file, which is named, cannot be written.
+        """
+        if is_url(str(path)):
+            self.to_frame().to_parquet(path, index=False)
+            return
+        try:
+            with atomic.writing(Path(path)) as aside:
+                self.to_frame().to_parquet(aside, index=False)
+        except OSError as error:
+            raise RunError(f"{path}: the query could not be written: {error.strerror or error}") from error
 
 
 def draw_control(ledger: Ledger, n: int, seed: int, step: int) -> torch.Tensor:
@@ -185,7 +201,7 @@ def acquire(
         ops: "auto" (the fastest that works on `device`), "reference", "cpu" or "cuda".
         measure: a name in `meal_gpu.strategies.MEASURES` that proposes candidates.
         members: further networks of the ensemble, for the measure and strategy of that name.
-        passes: with dropout, for mc-entropy and bald (2 or more).
+        passes: with dropout, for mc-entropy, and for bald, which takes 2 or more.
         temperature: that logits are divided by before the softmax; None: 1, but for meal-calibrated.
 
     Raises:

@@ -27,6 +27,12 @@ def writing(path: Path, by: str = "") -> Iterator[Path]:
         raise
 
 
+def write(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none of it; text as UTF-8."""
+    with writing(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """Yields a folder to fill that then becomes `path`, which is absent or empty; on an error it is gone.
@@ -47,6 +53,16 @@ def folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+@contextmanager
+def filled(path: Path) -> Iterator[Path]:
+    """As `folder`. Raises RunError where it cannot be written."""
+    try:
+        with folder(path) as aside:
+            yield aside
+    except OSError as error:
+        raise RunError(f"{path}: could not be written: {error.strerror or error}; free some room") from error
 
 
 def require_new(path: Path) -> None:

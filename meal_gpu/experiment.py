@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from meal_gpu import atomic, data, lock, models, rng, strategies
 from meal_gpu import config as configs
-from meal_gpu import data, models, rng, strategies
 from meal_gpu.acquisition import Query, describe, query
 from meal_gpu.config import Config
 from meal_gpu.errors import UnavailableError
@@ -47,7 +47,7 @@ from meal_gpu.preparation import (
     open_dataset,
     resolve,
 )  # fmt: skip
-from meal_gpu.record import LOCK, RunFolder, locked, write
+from meal_gpu.record import RunFolder
 from meal_gpu.scoring import patch_features, shared_features
 from meal_gpu.strategies.base import Selection
 from meal_gpu.timing import Stages
@@ -82,12 +82,12 @@ def run(
         strategies.needed(config.strategy, config.measure)
     if not resume:
         RunFolder.require_free(out)  # before images are decoded
-        if (out / LOCK).exists():
-            with locked(out):
+        if (out / lock.FILE).exists():
+            with lock.of_folder(out):
                 pass
         dataset = open_dataset(config)
         experiment = load(config, monitor, dataset)
-        with locked(out):
+        with lock.of_folder(out):
             folder = RunFolder.create(out, config, experiment.pool.device, _made_on(config, dataset))
             try:
                 open_now(trackers)
@@ -100,7 +100,7 @@ def run(
         return folder
     folder = RunFolder.resume(out)
     configs.require_same(folder.config, config, folder.path)
-    with locked(out):
+    with lock.of_folder(out):
         dataset = open_dataset(config)
         folder.require_dataset(_made_on(config, dataset))
         folder.clean()
@@ -260,7 +260,7 @@ def _record(
             models.save(member, aside / f"member-{number:02d}.safetensors")
         chosen.to_parquet(aside / "query.parquet")
         ledger.write(aside / "ledger.parquet")
-        write(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        atomic.write(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     folder.publish_ledger()
     folder.clean()
     return metrics

@@ -19,7 +19,9 @@ def _ceil_div(length: int, parts: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The patches of every image of a pool.
+    """`rows` × `columns` patches of every image of `height` × `width` pixels.
+
+    Where a side does not divide, the last row or column is smaller.
 
     Raises:
         InputError: a size below 1, or a grid so fine that its last row or column would be empty.
@@ -46,14 +48,17 @@ class Grid:
 
     @property
     def patch_height(self) -> int:
+        """In pixels, of all rows but the last, which may have fewer."""
         return _ceil_div(self.height, self.rows)
 
     @property
     def patch_width(self) -> int:
+        """In pixels, of all columns but the last, which may have fewer."""
         return _ceil_div(self.width, self.columns)
 
     @property
     def patches_per_image(self) -> int:
+        """The number of rows times that of columns."""
         return self.rows * self.columns
 
     def locate(self, patches: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from meal_gpu.errors import RunError
 
+FILE = ".lock"  # in a folder
 _END_WITH = "MEAL_GPU_END_WITH"  # the process id of a parent
 _PR_SET_PDEATHSIG = 1
 
@@ -55,6 +56,12 @@ def of_ledger(ledger: Path) -> AbstractContextManager[int]:
     """Hold a ledger, by `pool.lock` beside `pool.parquet`, whose folder is made. Raises RunError."""
     make_parent(ledger)
     return held(ledger.with_suffix(".lock"), ledger)
+
+
+def of_folder(folder: Path) -> AbstractContextManager[int]:
+    """Hold a folder, which is made, by `.lock` in it. Raises RunError."""
+    make_parent(folder / FILE)
+    return held(folder / FILE, folder)
 
 
 def make_parent(path: Path) -> None:

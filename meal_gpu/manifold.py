@@ -71,6 +71,10 @@ class Manifold:
         `neighbors` is lowered to M - 1 where M is small.
 
         Args:
+            seed: of the fit and of the subsample, below 2**32.
+            neighbors, min_dist: of UMAP, as its documentation has them.
+            dimension: d, of the embedding.
+            limit: rows that are fitted at most.
             build: how neighbours are found. "auto": as the library likes, umap-learn by NN-descent from 4,096
                 rows on, cuML by brute force while `deterministic`. "exact": by
                 `meal_gpu.ops.neighbors.nearest_neighbors`. "brute_force_knn": by cuML, or as "exact" with
@@ -78,6 +82,7 @@ class Manifold:
             deterministic: one seed gives one result on one machine; umap-learn then runs on one thread.
                 False: no seed, in parallel, faster.
             check: as in `transform`.
+            ops: what computes; default: the fastest on the features' device.
 
         Raises:
             InputError: no tensor, wrong rank or dtype, a value that is not finite, fewer than dimension + 2
@@ -145,8 +150,7 @@ class Manifold:
         tensors = {"features": self.features, "rows": self.rows, "embedding": self.embedding}
         content = serialise({k: v.cpu().contiguous() for k, v in tensors.items()}, meta)
         try:
-            with atomic.writing(Path(path)) as aside:
-                aside.write_bytes(content)
+            atomic.write(Path(path), content)
         except OSError as error:
             raise RunError(
                 f"{path}: the manifold could not be written: {error.strerror or error}; free some room, "
@@ -157,7 +161,7 @@ class Manifold:
     def load(
         cls, path: str | Path, *, device: str | torch.device = "cpu", ops: Ops | None = None
     ) -> "Manifold":
-        """Read what `save` wrote; the neighbour graph is rebuilt, the embedding is the stored one.
+        """Read what `save` wrote onto `device`; the neighbour graph is rebuilt, the embedding the stored one.
 
         Raises:
             RunError: the file is missing, damaged or something else; it is named.

@@ -20,7 +20,7 @@ from meal_gpu.scoring import Advance
 
 
 class Terminal:
-    """A monitor (`experiment.Monitor`) that writes to a console; lines that stay, bars that go."""
+    """A monitor (`preparation.Monitor`) that writes to a console; lines that stay, bars that go."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)

@@ -38,9 +38,8 @@ _PACKAGES = ("meal-gpu", "torch", "segmentation-models-pytorch", "umap-learn", "
              "nvidia-dali-cuda130", "cupy-cuda13x", "cuml-cu13", "cudf-cu13")  # fmt: skip
 
 
-LOCK = ".lock"
 _WRITTEN_FIRST = ("env.json", "dataset.json", "config.toml")
-_BEGINNING = {LOCK, "steps", *_WRITTEN_FIRST[:2], *(f".partial-{name}" for name in _WRITTEN_FIRST)}
+_BEGINNING = {lock.FILE, "steps", *_WRITTEN_FIRST[:2], *(f".partial-{name}" for name in _WRITTEN_FIRST)}
 
 
 class RunFolder:
@@ -62,10 +61,10 @@ class RunFolder:
         cls.require_free(path)
         try:
             (path / "steps").mkdir(parents=True, exist_ok=True)
-            write(path / "env.json", json.dumps(environment(device), indent=2) + "\n")
+            atomic.write(path / "env.json", json.dumps(environment(device), indent=2) + "\n")
             if dataset is not None:
-                write(path / "dataset.json", json.dumps(dataset, indent=0) + "\n")
-            write(path / "config.toml", config.to_toml())
+                atomic.write(path / "dataset.json", json.dumps(dataset, indent=0) + "\n")
+            atomic.write(path / "config.toml", config.to_toml())
         except OSError as error:
             raise RunError(f"{path}: the run folder cannot be written: {error.strerror}") from error
         return cls(path, config)
@@ -82,7 +81,7 @@ class RunFolder:
     def discard(self) -> None:
         """Remove all of a run that could not start, so that another one can; its lock is held."""
         for found in list(self.path.iterdir()):
-            if found.name != LOCK:
+            if found.name != lock.FILE:
                 shutil.rmtree(found) if found.is_dir() else found.unlink()
 
     @classmethod
@@ -214,7 +213,7 @@ class RunFolder:
         """Write a file of the folder, whole or not at all. Raises RunError where that is not possible."""
         self._require_here()
         try:
-            write(self.path / name, text)
+            atomic.write(self.path / name, text)
         except OSError as error:
             raise unwritten(self.path / name, error) from error
 
@@ -259,27 +258,6 @@ def unwritten(target: Path, error: OSError) -> RunError:
         f"{target}: could not be written: {error.strerror or error}. "
         "Complete steps are intact: free some room and continue with --resume"
     )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Make the folder of a run where there is none, and hold it: one process at a time.
-
-    Raises:
-        RunError: another process is at work on it, which is named; or it cannot be written.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: the run folder cannot be written: {error.strerror}") from error
-    with lock.held(path / LOCK, path):
-        yield
-
-
-def write(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    with atomic.writing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

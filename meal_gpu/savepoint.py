@@ -38,8 +38,7 @@ class Savepoint:
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         try:
             self.path.parent.mkdir(exist_ok=True)
-            with atomic.writing(self.path) as aside:
-                aside.write_bytes(serialise(whole, {_FORMAT: json.dumps(figures)}))
+            atomic.write(self.path, serialise(whole, {_FORMAT: json.dumps(figures)}))
         except OSError as error:
             raise unwritten(self.path, error) from error
         self._since = time.monotonic()

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+from meal_gpu import atomic, lock
 from meal_gpu.errors import ConfigError, UnavailableError
-from meal_gpu.record import RunFolder, locked, write
+from meal_gpu.record import RunFolder
 
 
 class Tracker(Protocol):
@@ -51,7 +52,7 @@ def open_trackers(names: Sequence[str], run_path: Path, *, resume: bool = False)
     require(names)
     opened = [_Once(name, run_path) for name in dict.fromkeys(names)]
     if resume and opened:
-        with locked(run_path):  # nothing of a run that another process is at work on
+        with lock.of_folder(run_path):  # nothing of a run that another process is at work on
             for tracker in opened:
                 tracker.catch_up()
     return list(opened)
@@ -302,7 +303,7 @@ class _Notes(dict[str, Any]):
 
     def save(self) -> None:
         self._file.parent.mkdir(exist_ok=True)
-        write(self._file, json.dumps(self) + "\n")
+        atomic.write(self._file, json.dumps(self) + "\n")
 
 
 _VENDORS: dict[str, type[_Vendor]] = {vendor.package: vendor for vendor in (_TensorBoard, _WandB, _MLflow)}

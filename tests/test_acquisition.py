@@ -17,7 +17,7 @@ from small_networks import Small
 
 from meal_gpu import memory, ops, rng
 from meal_gpu.acquisition import Query, acquire
-from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, UnavailableError
+from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, RunError, UnavailableError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold, subsample
@@ -270,6 +270,27 @@ def test_a_large_query_is_chosen_from_more_candidates() -> None:
     entropy = acquire(model, images, 201, strategy="entropy", precision="float32")
     assert query.embedding is not None
     assert query.patch_ids.tolist() != entropy.patch_ids.tolist()
+
+
+def test_a_table_that_cannot_be_written_is_named(
+    model: Segmenter, manifold: Manifold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = ask(model, 5, "meal", manifold)
+    with pytest.raises(
+        RunError, match=r"nowhere/query\.parquet: the query could not be written: Cannot save"
+    ):
+        query.to_parquet(tmp_path / "nowhere" / "query.parquet")
+    query.to_parquet(tmp_path / "query.parquet")
+    before = (tmp_path / "query.parquet").read_bytes()
+
+    def full(path: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("meal_gpu.atomic.sync", full)
+    with pytest.raises(RunError, match=r"query\.parquet: the query could not be written: No space left"):
+        query.to_parquet(tmp_path / "query.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["query.parquet"]
+    assert (tmp_path / "query.parquet").read_bytes() == before
 
 
 def test_the_query_as_a_table(model: Segmenter, manifold: Manifold, tmp_path: Path) -> None:

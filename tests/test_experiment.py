@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from meal_gpu import config as configs
-from meal_gpu import data, experiment, ops, rng, train
+from meal_gpu import data, experiment, lock, ops, rng, train
 from meal_gpu.acquisition import draw_control
 from meal_gpu.calibration import LIMITS
 from meal_gpu.compare import compare, gather
@@ -21,7 +21,6 @@ from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Builder
 from meal_gpu.preparation import resolve
-from meal_gpu.record import locked
 from meal_gpu.savepoint import Savepoint
 
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
@@ -333,7 +332,7 @@ def test_a_run_refuses_a_folder_in_use_and_other_settings(
         patched.setattr(experiment, "load", load)
         with pytest.raises(RunError, match="--resume"):
             experiment.run(tiny, runs["meal"])
-        with locked(tmp_path / "busy"), pytest.raises(RunError, match="busy is in use by process"):
+        with lock.of_folder(tmp_path / "busy"), pytest.raises(RunError, match="busy is in use by process"):
             experiment.run(tiny, tmp_path / "busy")
     with pytest.raises(ConfigError, match="query_size: 6 → 7"):
         experiment.run(tiny.replace(query_size=7), runs["meal"], resume=True)

@@ -142,7 +142,7 @@ def test_settings_survive_saving(tmp_path: Path) -> None:
     features = clusters(80)
     fitted = Manifold.fit(features, seed=7, neighbors=6, min_dist=0.5, dimension=3)
     fitted.save(tmp_path / "m")
-    loaded = Manifold.load(tmp_path / "m")
+    loaded = Manifold.load(tmp_path / "m", device=torch.device("cpu"))
     assert torch.equal(loaded.transform(features[:9] + 0.01), fitted.transform(features[:9] + 0.01))
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from meal_gpu.atomic import write
 from meal_gpu.config import Config
 from meal_gpu.errors import RunError
-from meal_gpu.record import RunFolder, environment, write
+from meal_gpu.record import RunFolder, environment
 
 
 @pytest.fixture

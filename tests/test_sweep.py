@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from meal_gpu import config as configs
-from meal_gpu import experiment
+from meal_gpu import experiment, lock
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
 from meal_gpu.sweep import children, command, folders, request, running
@@ -454,7 +454,7 @@ def test_a_folder_with_something_in_it_is_left_alone(stubs: Callable[..., Sweep]
 
 def test_two_sweeps_do_not_share_a_folder(stubs: Callable[..., Sweep], tmp_path: Path) -> None:
     # As a child does whose parent was killed
-    with (tmp_path / children.LOCK).open("w") as held:
+    with (tmp_path / lock.FILE).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(RunError, match="is in use by another process: wait for it"):
             run(stubs(), tmp_path)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from meal_gpu import experiment, tracking
+from meal_gpu import experiment, lock, tracking
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError, UnavailableError
-from meal_gpu.record import RunFolder, locked
+from meal_gpu.record import RunFolder
 
 needs_tensorboard = pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
 needs_wandb = pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed")
@@ -135,7 +135,7 @@ def test_every_step_is_logged_once(vendor: type[Vendor], folder: RunFolder) -> N
 
 def test_a_run_in_progress_keeps_its_trackers_to_itself(vendor: type[Vendor], folder: RunFolder) -> None:
     add_steps(folder, 0)
-    with locked(folder.path), pytest.raises(RunError, match="is in use by process"):
+    with lock.of_folder(folder.path), pytest.raises(RunError, match="is in use by process"):
         tracking.open_trackers(["vendor"], folder.path, resume=True)
     assert (vendor.opened, vendor.held) == (0, [])
 

@@ -29,7 +29,7 @@ from meal_gpu.annotate.pool import (
 )
 from meal_gpu.annotate.shards import Applied, Cluster, Pass, columns_of, scored_pool
 from meal_gpu.checkpoint import fingerprint
-from meal_gpu.errors import ConfigError, InputError, RunError
+from meal_gpu.errors import ConfigError, InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import Size
@@ -318,13 +318,8 @@ def _coverage(chosen: Query, order: np.ndarray) -> np.ndarray | None:
 def _write(report: Report, masks: list[Pixels], out: Path) -> None:
     scores = np.array([item.score for item in report.asked.items])
     totals = report.totals
-    try:
-        with atomic.folder(out) as aside:
-            report.asked.write_into(aside, masks)
-            if strategies.get(report.asked.strategy).nested:
-                picture = plot(totals.clicks, totals.hours, totals.frames, scores, report.coverage)
-                (aside / "budget.svg").write_bytes(picture)
-    except OSError as error:
-        raise RunError(
-            f"{out}: the query could not be written: {error.strerror or error}; free some room"
-        ) from error
+    with atomic.filled(out) as aside:
+        report.asked.write_into(aside, masks)
+        if strategies.get(report.asked.strategy).nested:
+            picture = plot(totals.clicks, totals.hours, totals.frames, scores, report.coverage)
+            (aside / "budget.svg").write_bytes(picture)

@@ -7,7 +7,6 @@ from pathlib import Path
 from meal_gpu import atomic
 from meal_gpu.annotate import coco, cvat, label_studio, segmentation_mask, tables
 from meal_gpu.annotate.asked import Asked
-from meal_gpu.errors import RunError
 
 Writer = Callable[..., list[Path]]
 
@@ -42,9 +41,6 @@ def options(form: str) -> tuple[str, ...]:
 def export(asked: Asked, out: Path, *, form: str) -> list[Path]:
     """Write a query for a tool into a new or empty folder. Raises RunError where it cannot be written."""
     atomic.require_new(out)
-    try:
-        with atomic.folder(out) as aside:
-            written = WRITERS[form](asked, aside, context=asked.context)
-    except OSError as error:
-        raise RunError(f"{out}: could not be written: {error.strerror or error}; free some room") from error
+    with atomic.filled(out) as aside:
+        written = WRITERS[form](asked, aside, context=asked.context)
     return [out / path.relative_to(aside) for path in written]

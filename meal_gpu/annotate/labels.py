@@ -121,8 +121,7 @@ class LabelStore:
                 )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic.writing(path) as aside:
-                aside.write_text(json.dumps(asdict(given), indent=2, ensure_ascii=False) + "\n", "utf-8")
+            atomic.write(path, json.dumps(asdict(given), indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
             raise _unwritten(path, error) from error
 

@@ -81,8 +81,7 @@ def write_quarantine(ledger: Path, problems: Sequence[Problem], stage: Stage) ->
             target.unlink()
         return
     try:
-        with atomic.writing(target) as aside:
-            aside.write_text(quarantine(problems), encoding="utf-8")
+        atomic.write(target, quarantine(problems))
     except OSError as error:
         raise RunError(
             f"{target}: could not be written: {error.strerror or error}; free some room"

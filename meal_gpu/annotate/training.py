@@ -79,11 +79,8 @@ def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -
             f"{gone[0]}: a labelled frame of {ledger_path} that is not among the images ({len(gone)} of "
             f"{len(by_image)} are missing); bring it back"
         )
-    try:
-        with atomic.folder(out) as aside:
-            _fill(aside, by_image, files, store, info, to)
-    except OSError as error:
-        raise RunError(f"{out}: could not be written: {error.strerror or error}; free some room") from error
+    with atomic.filled(out) as aside:
+        _fill(aside, by_image, files, store, info, to)
     return Exported(len(by_image), len(patches))
 
 

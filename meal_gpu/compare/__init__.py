@@ -23,14 +23,11 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
         "compare.md": markdown(comparison), "compare.csv": files.tidy(comparison),
         "pairs.csv": files.pairs(comparison), "compare.tex": files.latex(comparison),
     }  # fmt: skip
-    contents = {name: text.encode() for name, text in texts.items()} | {
-        "curves.svg": plots.curves(comparison)
-    }
+    contents = texts | {"curves.svg": plots.curves(comparison)}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            with atomic.writing(out / name) as aside:
-                aside.write_bytes(content)
+            atomic.write(out / name, content)
     except OSError as error:
         raise RunError(f"{out}: the comparison cannot be written: {error.strerror}") from error
     return [out / name for name in contents]

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from meal_gpu import atomic
 from meal_gpu.data import camvid
 from meal_gpu.data.archive import extract, git_tree
 from meal_gpu.data.checking import check
 from meal_gpu.data.dataset import Dataset
-from meal_gpu.data.making import alone, filled
+from meal_gpu.data.making import alone
 from meal_gpu.data.registry import DATASETS, default_root, open_dataset
 from meal_gpu.data.transfer import Transferred, fetch
 from meal_gpu.errors import ConfigError, DataError, UnavailableError
@@ -137,7 +138,7 @@ def _fetch(
 
 
 def _unpack(name: str, archive: Archive, zipped: Path, target: Path, *, pinned: bool) -> None:
-    with filled(target) as aside:
+    with atomic.filled(target) as aside:
         extract(zipped, archive.folder, aside, limit=archive.limit)
         if pinned and archive.tree is not None and (found := git_tree(aside)) != archive.tree:
             raise DataError(

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from meal_gpu import atomic, lock
-from meal_gpu.errors import RunError
+from meal_gpu import lock
 
 
 @contextmanager
@@ -28,17 +27,6 @@ def alone(target: Path, *, wait: bool = False) -> Iterator[None]:
             finally:
                 file.unlink(missing_ok=True)
             return
-
-
-@contextmanager
-def filled(target: Path) -> Iterator[Path]:
-    """As `atomic.folder`, for who is `alone`. Raises RunError where it cannot be written."""
-    try:
-        with atomic.folder(target) as aside:
-            yield aside
-    except OSError as error:
-        why = error.strerror or error
-        raise RunError(f"{target}: could not be written: {why}; free some room") from error
 
 
 def _lies_at(file: Path, handle: int) -> bool:

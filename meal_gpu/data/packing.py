@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from meal_gpu import atomic
 from meal_gpu.data.dataset import Dataset, Progress, Split
 from meal_gpu.data.load import fill_labels
-from meal_gpu.data.making import alone, filled
+from meal_gpu.data.making import alone
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size
 from meal_gpu.images.opening import fill
@@ -63,7 +64,7 @@ def pack(dataset: Dataset, out: str | Path, *, progress: Progress | None = None)
     with alone(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise DataError(f"{target}: exists already; choose another folder or remove it")
-        with filled(target) as aside:
+        with atomic.filled(target) as aside:
             for name, split in (("train", dataset.train), ("val", dataset.val)):
                 manifest["splits"][name]["sha256"] = _write_split(aside / name, split, dataset, progress)
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

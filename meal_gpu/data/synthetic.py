@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from meal_gpu import rng
+from meal_gpu import atomic, rng
 from meal_gpu.cache import cache_root
 from meal_gpu.data import cityscapes
 from meal_gpu.data.dataset import Dataset, Progress
-from meal_gpu.data.making import alone, filled
+from meal_gpu.data.making import alone
 from meal_gpu.data.street.scene import RARE, draw
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size, image_size
@@ -79,7 +79,7 @@ def write(
 
 
 def _draw(root: Path, counts: dict[str, int], size: Size, seed: int, progress: Progress | None) -> None:
-    with filled(root) as aside:
+    with atomic.filled(root) as aside:
         for split, count in counts.items():
             for index in range(count):
                 _write_frame(aside, split, index, size, seed)

@@ -83,9 +83,9 @@ def list_images(given: str) -> Listing:
     """List a folder, a .parquet manifest, WebDataset's .tar shards, or what lies below an fsspec URL.
 
     Folders are listed in all depths, sorted by their files' relative paths, which are the names; what is
-    `hidden` is left out, there and in shards. A manifest
-    has the files in a column `path`, `file` or `image` (relative to its folder, absolute, or URLs) and may
-    have a column `name`; without it the names are the files as given. Shards are one .tar or a pattern, such
+    `hidden` is left out, there and in shards. A manifest has the files in a column `path`, `file` or `image`
+    (relative to its folder, absolute, or URLs) and may have a column `name`; without it the names are the
+    files as given. Shards are one .tar or a pattern, such
     as `s3://bucket/train/*.tar`; names are SHARD/MEMBER. Of images no content is read, and of shards none
     but the headers between them, once.
 

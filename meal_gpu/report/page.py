@@ -31,8 +31,7 @@ def write(paths: Sequence[Path], out: Path | None = None, *, images: bool = True
     target = out or paths[0] / "report.html"
     html = render(gather([load(path) for path in paths], images=images))
     try:
-        with atomic.writing(target) as aside:
-            aside.write_bytes(html.encode("utf-8", "replace"))
+        atomic.write(target, html.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(f"{target}: the report cannot be written: {error.strerror}") from error
     return target

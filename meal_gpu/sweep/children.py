@@ -6,18 +6,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
 
 from meal_gpu import lock as locks
 from meal_gpu.config import Config
-from meal_gpu.errors import RunError
 from meal_gpu.sweep.folders import is_begun
 
 LOGS = "logs"
-LOCK = ".lock"
 _GRACE = 5.0  # seconds for a child to end by itself
 
 
@@ -83,17 +80,6 @@ def stop(children: Collection[Child]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(child.process.pid, signal.SIGKILL)
             child.process.wait()
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[int]:
-    """Hold the folder of a sweep, as `lock.held` does. Raises RunError where another process holds it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder}: the sweep's folder cannot be written: {error.strerror}") from error
-    with locks.held(folder / LOCK, folder) as handle:
-        yield handle
 
 
 class Signals:

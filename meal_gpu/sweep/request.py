@@ -109,8 +109,7 @@ class Sweep:
         del base["strategy"], base["seed"]
         lists = {"strategies": self.strategies, "seeds": self.seeds, "given": self.given}
         text = tomli_w.dumps({key: list(values) for key, values in lists.items()} | {"base": base})
-        with atomic.writing(folder / FILE) as aside:
-            aside.write_text(text, encoding="utf-8")
+        atomic.write(folder / FILE, text)
 
 
 def read(folder: Path) -> Sweep:

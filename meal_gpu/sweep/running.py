@@ -8,16 +8,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from meal_gpu import data
+from meal_gpu import data, lock
 from meal_gpu.errors import ConfigError, RunError
 from meal_gpu.inference import device_named
-from meal_gpu.sweep.children import LOCK, LOGS, Child, Signals, lock, stop, threads_each
+from meal_gpu.sweep.children import LOGS, Child, Signals, stop, threads_each
 from meal_gpu.sweep.folders import Run, is_complete, last_step, progress
 from meal_gpu.sweep.request import FILE, Sweep, read
 from meal_gpu.sweep.view import View
 
 _POLL = 0.2  # seconds
-_BEGINNING = {FILE, f".partial-{FILE}", LOCK, LOGS}
+_BEGINNING = {FILE, f".partial-{FILE}", lock.FILE, LOGS}
 
 
 def run(
@@ -57,7 +57,7 @@ def run(
     device_named(asked.base.device)
     dataset = data.open_dataset(asked.base.dataset, asked.base.root, size=asked.base.size)
     runs = {name: Run(name, last_step(config, len(dataset.train))) for name, config in asked.runs().items()}
-    with Signals() as signals, lock(out) as handle:
+    with Signals() as signals, lock.of_folder(out) as handle:
         if not resume and (found := {path.name for path in out.iterdir()} - _BEGINNING):
             raise RunError(
                 f"{out} is not empty ({min(found)}): pass --resume to continue that sweep, or another --out"

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from meal_gpu import cli, experiment, lock, record
+from meal_gpu import cli, experiment, lock
 from meal_gpu.annotate.ingest import ingest
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
@@ -88,7 +88,7 @@ def holding(file: Path, what: Path) -> subprocess.Popen[str]:
 @fault("folder", "a run folder in use by another process", "refused: by which, since when")
 def test_a_run_in_use_says_by_whom_and_is_free_once_that_was_killed(copy: Path, quick: Config) -> None:
     before = files(copy)
-    process = holding(copy / record.LOCK, copy)
+    process = holding(copy / lock.FILE, copy)
     try:
         with pytest.raises(RunError) as refused:
             experiment.run(quick, copy, resume=True)
@@ -105,9 +105,9 @@ def test_a_run_in_use_says_by_whom_and_is_free_once_that_was_killed(copy: Path, 
 @fault("folder", "a new run into a folder in use", "refused; nothing is written")
 def test_a_new_run_does_not_begin_in_a_folder_in_use(quick: Config, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with record.locked(out), pytest.raises(RunError, match="is in use by process"):
+    with lock.of_folder(out), pytest.raises(RunError, match="is in use by process"):
         experiment.run(quick, out)
-    assert [p.name for p in out.iterdir()] == [record.LOCK]
+    assert [p.name for p in out.iterdir()] == [lock.FILE]
 
 
 @fault("folder", "two processes ingest into one ledger", "the second is refused; nothing changes")
@@ -158,7 +158,7 @@ def test_the_runs_of_a_killed_sweep_end_with_it(quick: Config, tmp_path: Path) -
 
 def _refusal(folder: Path) -> str:
     try:
-        with lock.held(folder / record.LOCK, folder):
+        with lock.held(folder / lock.FILE, folder):
             return ""
     except RunError as error:
         return str(error)
