@@ -28,8 +28,9 @@ from meal_gpu.inference import default_precision
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Segmenter
+from meal_gpu.passes import ImageSet, default_batch
 from meal_gpu.pool import ScoredPool, Settings
-from meal_gpu.scoring import ImageSet, default_batch, score_pool
+from meal_gpu.scoring import score_pool
 from meal_gpu.timing import Stages
 
 SIZE = (512, 1024)

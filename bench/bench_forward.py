@@ -11,7 +11,7 @@ from bench.ceiling import Work
 from bench.harness import Case, without_tf32
 from meal_gpu.inference import Graphed, autocast, default_precision, for_inference
 from meal_gpu.models import Builder, Segmenter
-from meal_gpu.scoring import default_batch
+from meal_gpu.passes import default_batch
 
 CLASSES, HEIGHT, WIDTH = 19, 512, 1024
 

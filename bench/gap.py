@@ -21,9 +21,9 @@ from meal_gpu.grid import Grid
 from meal_gpu.learner import new_model, schedule_of
 from meal_gpu.models import Encoded, Segmenter
 from meal_gpu.ops.reference import patch_of_pixels
+from meal_gpu.passes import ImageSet
 from meal_gpu.preparation import Experiment, Silent, cache_bytes, load, resolve
 from meal_gpu.record import environment
-from meal_gpu.scoring import ImageSet
 from meal_gpu.train import train
 
 VARIANTS = {

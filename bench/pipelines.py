@@ -23,7 +23,8 @@ from meal_gpu.inference import Graphed, autocast, default_precision, for_inferen
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Output, Segmenter
 from meal_gpu.ops.reference import normalise
-from meal_gpu.scoring import default_batch, pool_features
+from meal_gpu.passes import default_batch
+from meal_gpu.scoring import pool_features
 from meal_gpu.timing import Stages
 
 CANDIDATES, N = 200, 32

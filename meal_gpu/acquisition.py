@@ -26,8 +26,8 @@ from meal_gpu.memory import current
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import select_for
 from meal_gpu.ops.public import pair, whole
+from meal_gpu.passes import ImageSet
 from meal_gpu.pool import FEATURES, ScoredPool, Settings, candidates_for, require_passes, temperature_for
-from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies.base import Selection
 
 

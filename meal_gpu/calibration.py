@@ -15,9 +15,8 @@ from meal_gpu.inference import autocast
 from meal_gpu.memory import Halving
 from meal_gpu.models import Segmenter
 from meal_gpu.oracle import Oracle
-from meal_gpu.passes import LOWER
+from meal_gpu.passes import LOWER, ImageSet
 from meal_gpu.patchwise import Decode, patch_decoder
-from meal_gpu.scoring import ImageSet
 
 # Pixels of every patch and of every validation image
 PER_PATCH = 512

@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from meal_gpu.errors import ConfigError, InputError, MealGpuError, UnavailableError
-from meal_gpu.models import Network
+from meal_gpu.models import NETWORK, Network, is_network
 
 Tensors = dict[str, torch.Tensor]
 
-_NETWORK = ("padded_size", "features", "mean", "std", "align_corners")
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
@@ -53,18 +52,17 @@ def build(spec: str, arguments: Mapping[str, Any], weights: Path | None = None) 
         factory = getattr(factory, part)
     if not callable(factory):
         raise ConfigError(f"model {spec!r} is a {type(factory).__name__}; name a function or a class")
-    model = _called_with(factory, arguments, spec)
-    is_network = not isinstance(model, type) and all(hasattr(model, part) for part in _NETWORK)
-    if not (isinstance(model, nn.Module) or is_network):
+    model: nn.Module | Network = _called_with(factory, arguments, spec)
+    if not (isinstance(model, nn.Module) or is_network(model)):
         raise ConfigError(
             f"model {spec!r} returns {type(model).__name__}; expected a torch.nn.Module or a "
-            f"meal_gpu.models.Network (with {', '.join(_NETWORK)})"
+            f"meal_gpu.models.Network (with {', '.join(NETWORK)})"
         )
     if weights is not None:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"weights load into a torch.nn.Module, but {spec} gives none; load them there")
         load_weights(model, weights)
-    return cast("nn.Module | Network", model)
+    return model
 
 
 def _imported(name: str, spec: str) -> Any:

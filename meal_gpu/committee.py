@@ -14,7 +14,8 @@ from meal_gpu.grid import Grid
 from meal_gpu.inference import autocast, for_inference
 from meal_gpu.models import Encoded, Network, Segmenter
 from meal_gpu.ops import Committee
-from meal_gpu.scoring import Advance, ImageSet
+from meal_gpu.passes import ImageSet
+from meal_gpu.scoring import Advance
 
 # [T, B, C, h, w], batch after batch of the pool
 Predictions = Iterator[torch.Tensor]

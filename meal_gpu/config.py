@@ -153,6 +153,10 @@ class Config:
         """A copy with `changes`, checked like a file's keys (unknown key, wrong type)."""
         return from_dict(dataclasses.asdict(self) | changes)
 
+    @property
+    def is_supervised(self) -> bool:
+        return self.strategy == SUPERVISED
+
     def number_of_steps(self, patches: int, initial: int) -> int:
         """Acquisition steps for a pool of `patches`, of which `initial` are labelled at step 0."""
         if self.steps is not None:

@@ -5,8 +5,8 @@ import torch
 
 from meal_gpu.models import Network
 from meal_gpu.oracle import Oracle
+from meal_gpu.passes import ImageSet
 from meal_gpu.prediction import patch_predictions
-from meal_gpu.scoring import ImageSet
 from meal_gpu.statistics import Interval, mean_interval
 
 

@@ -7,7 +7,7 @@ import torch
 from meal_gpu.errors import MealGpuError
 from meal_gpu.metrics import class_iou, mean_iou
 from meal_gpu.models import Network, Output
-from meal_gpu.scoring import ImageSet
+from meal_gpu.passes import ImageSet
 
 
 @dataclass(frozen=True)

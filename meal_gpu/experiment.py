@@ -42,7 +42,6 @@ from meal_gpu.preparation import (
     Monitor,
     Silent,
     initial_images,
-    is_supervised,
     load,
     open_dataset,
     resolve,
@@ -147,7 +146,7 @@ def _steps(
     folder.continued(experiment.pool.device)
     learner = load_learner(experiment, folder, done - 1) if done else None
     manifold = None
-    if not is_supervised(config) and strategies.get(config.strategy).manifold:
+    if not config.is_supervised and strategies.get(config.strategy).manifold:
         manifold = _manifold(experiment, folder, monitor)
     for step in range(done, last + 1):
         if step and not len(ledger.unlabelled()):
@@ -173,7 +172,7 @@ def _steps(
         assert trained.evaluation is not None
         members = [] if ended else train_members(experiment, ledger, step, stages, monitor, saves)
         learner = Learner(model, members)
-        if not is_supervised(config) and strategies.get(config.strategy).calibrated:
+        if not config.is_supervised and strategies.get(config.strategy).calibrated:
             with stages("calibrate"):
                 more["calibration"] = calibrate(experiment, learner, ledger, step)
         with stages("record"):

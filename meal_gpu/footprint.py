@@ -5,7 +5,7 @@ import math
 import torch
 
 from meal_gpu import strategies
-from meal_gpu.config import SUPERVISED, Config
+from meal_gpu.config import Config
 from meal_gpu.data.dataset import Dataset
 from meal_gpu.errors import ConfigError
 from meal_gpu.memory import free_bytes
@@ -48,7 +48,7 @@ def host_bytes(config: Config, dataset: Dataset) -> dict[str, int]:
 def _computed(config: Config, dataset: Dataset, patches: int) -> dict[str, int]:
     row = 4 * _DEEP[config.architecture]
     held = {}
-    if config.strategy != SUPERVISED and strategies.get(config.strategy).manifold:
+    if not config.is_supervised and strategies.get(config.strategy).manifold:
         fitted = min(patches, config.manifold_limit)
         # Parts and their concatenation; the manifold's own copy and UMAP's
         held["features of the pool"] = 2 * patches * row
@@ -65,7 +65,7 @@ def _computed(config: Config, dataset: Dataset, patches: int) -> dict[str, int]:
 
 def _shown(config: Config, dataset: Dataset, patches: int) -> float:
     """How many images' worth the last step trains on."""
-    if config.strategy == SUPERVISED:
+    if config.is_supervised:
         return len(dataset.train)
     initial = config.initial_images * math.prod(config.grid)
     labelled = min(patches, initial + config.number_of_steps(patches, initial) * config.query_size)

@@ -17,11 +17,12 @@ from meal_gpu.frame import nearest
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
 from meal_gpu.models import Segmenter
+from meal_gpu.passes import ImageSet
 from meal_gpu.pool import ScoredPool, Settings
-from meal_gpu.preparation import Experiment, Monitor, cache_bytes, is_supervised
+from meal_gpu.preparation import Experiment, Monitor, cache_bytes
 from meal_gpu.record import RunFolder
 from meal_gpu.savepoint import Savepoint
-from meal_gpu.scoring import Advance, ImageSet
+from meal_gpu.scoring import Advance
 from meal_gpu.timing import Stages
 from meal_gpu.train import Schedule, Trained, train
 
@@ -153,7 +154,7 @@ def train_members(
     Each goes on from its savepoint in the folder `saves`, if there is one.
     """
     config = experiment.config
-    if is_supervised(config) or not strategies.takes_members(config.strategy, config.measure):
+    if config.is_supervised or not strategies.takes_members(config.strategy, config.measure):
         return []
     schedule = schedule_of(config, config.epochs)
     members = [new_model(experiment, step, number) for number in range(1, config.members)]

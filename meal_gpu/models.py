@@ -7,7 +7,7 @@ network that the trainable counts of MEAL's Table 1 identify: MobileNetV2 withou
 
 import copy
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from meal_gpu import rng
-from meal_gpu.errors import ConfigError, UnavailableError
+from meal_gpu.errors import ConfigError, InputError, UnavailableError
 
 ARCHITECTURES = ("smp", "paper")
 MULTIPLE = 16  # input sides are padded to a multiple of the encoder's output stride
@@ -38,6 +38,22 @@ class Output(NamedTuple):
 
     logits: torch.Tensor
     features: torch.Tensor
+
+
+class LogitsOnly(Output):
+    """An output without features, which is told to whoever asks for them."""
+
+    reason: str
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, reason: str) -> "LogitsOnly":
+        output = cls(logits, logits.new_empty(len(logits), 0, 1, 1))
+        output.reason = reason
+        return output
+
+    @property
+    def features(self) -> torch.Tensor:
+        raise InputError(self.reason)
 
 
 class DecoderParts(NamedTuple):
@@ -68,6 +84,14 @@ class Network(Protocol):
     def features(self, images: torch.Tensor, /) -> torch.Tensor: ...
 
     def eval(self) -> Any: ...
+
+
+NETWORK = ("padded_size", "features", "mean", "std", "align_corners")
+"""By what a `Network` is known."""
+
+
+def is_network(model: object) -> TypeGuard[Network]:
+    return not isinstance(model, type) and all(hasattr(model, name) for name in NETWORK)
 
 
 class Segmenter(nn.Module):

@@ -13,7 +13,8 @@ from meal_gpu.manifold import LIMIT, Manifold, least_rows, subsample
 from meal_gpu.memory import beside
 from meal_gpu.models import Network
 from meal_gpu.ops import MEASURES, Committee, PatchClasses
-from meal_gpu.scoring import Advance, ImageSet, Scored, patch_features, require_finite, score_pool
+from meal_gpu.passes import ImageSet
+from meal_gpu.scoring import Advance, Scored, patch_features, require_finite, score_pool
 from meal_gpu.strategies import bald
 from meal_gpu.strategies.base import highest
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from meal_gpu.images.headers import Size
 from meal_gpu.images.sources import Images, Part
 from meal_gpu.models import Network
-from meal_gpu.scoring import Advance, ImageSet
+from meal_gpu.passes import ImageSet
+from meal_gpu.scoring import Advance
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 
-from meal_gpu import config as configs
 from meal_gpu import data, ops, rng
 from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, DataError
@@ -18,7 +17,8 @@ from meal_gpu.images.probing import first_size, refusal
 from meal_gpu.inference import default_precision, device_named
 from meal_gpu.models import Builder
 from meal_gpu.oracle import Oracle
-from meal_gpu.scoring import Advance, ImageSet
+from meal_gpu.passes import ImageSet
+from meal_gpu.scoring import Advance
 
 
 class Monitor(Protocol):
@@ -92,7 +92,7 @@ def load(config: Config, monitor: Monitor, dataset: data.Dataset | None = None) 
         monitor.line(f"left out: {before - left} of {before} images, see quarantine.csv")
     device = torch.device(config.device)
     implementation = ops.select(config.ops)
-    grid = Grid(1, 1, *dataset.size) if is_supervised(config) else Grid(*config.grid, *dataset.size)
+    grid = Grid(1, 1, *dataset.size) if config.is_supervised else Grid(*config.grid, *dataset.size)
     if initial_images(config, dataset) > len(dataset.train):
         raise ConfigError(
             f"initial_images is {config.initial_images}, but the pool has {len(dataset.train)} images"
@@ -127,9 +127,5 @@ def cache_bytes(config: Config) -> int:
     return int(config.cache_gib * 2**30 / 3)
 
 
-def is_supervised(config: Config) -> bool:
-    return config.strategy == configs.SUPERVISED
-
-
 def initial_images(config: Config, dataset: data.Dataset) -> int:
-    return len(dataset.train) if is_supervised(config) else config.initial_images
+    return len(dataset.train) if config.is_supervised else config.initial_images

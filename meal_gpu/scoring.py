@@ -15,12 +15,7 @@ from meal_gpu.inference import for_inference
 from meal_gpu.memory import Halving
 from meal_gpu.models import Network, Output
 from meal_gpu.ops import PatchClasses
-from meal_gpu.passes import LOWER, ImageSet, default_batch
-
-__all__ = [
-    "Advance", "ImageSet", "Scored", "boundary_lengths", "default_batch", "patch_features",
-    "patches_at_once", "pool_features", "pool_patches", "require_finite", "score_pool", "shared_features",
-]  # fmt: skip
+from meal_gpu.passes import LOWER, ImageSet
 
 Advance = Callable[[int], None]
 # Most patches, and pixels of them, that pass through the encoder together. On the CPU as measured with

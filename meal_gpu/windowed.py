@@ -10,7 +10,7 @@ from torch import nn
 
 from meal_gpu.errors import InputError
 from meal_gpu.images.headers import Size
-from meal_gpu.models import Network, Output
+from meal_gpu.models import LogitsOnly, Network, Output
 
 OVERLAP = 0.25
 _SPAN = 32  # the canvas spans a multiple: known before the first pass, and one of the usual strides
@@ -86,9 +86,7 @@ class Windowed(nn.Module):
                 features.add(output.features, top, left)
         if features is not None:
             return Output(logits.mean(), features.mean())
-        stitched = _LogitsOnly(logits.mean(), images.new_empty(len(images), 0, 1, 1))
-        stitched.missing = missing
-        return stitched
+        return LogitsOnly.of(logits.mean(), str(missing))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """[B, D, h', w'] without the logits; the network's own where an image fits into a window."""
@@ -122,17 +120,6 @@ class Windowed(nn.Module):
             for i, density in enumerate(_common(*found))
         )
         return _Canvas(rows, columns, maps)
-
-
-class _LogitsOnly(Output):
-    """An output without features, which is told to whoever asks for them."""
-
-    missing: InputError | None
-
-    @property
-    def features(self) -> torch.Tensor:
-        assert self.missing is not None
-        raise self.missing
 
 
 class _Density(NamedTuple):

@@ -23,8 +23,9 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold, subsample
 from meal_gpu.models import Builder, Network, Output, Segmenter
 from meal_gpu.ops import Committee, reference
+from meal_gpu.passes import ImageSet
 from meal_gpu.pool import ScoredPool, Settings, candidates_for
-from meal_gpu.scoring import ImageSet, Scored, patch_features, score_pool
+from meal_gpu.scoring import Scored, patch_features, score_pool
 from meal_gpu.strategies import MEASURES, STRATEGIES, takes_members
 
 # What has nothing to draw: the same for every seed

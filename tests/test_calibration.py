@@ -27,8 +27,8 @@ from meal_gpu.images.sources import Resident
 from meal_gpu.models import Builder, Encoded
 from meal_gpu.ops import reference
 from meal_gpu.oracle import Oracle
+from meal_gpu.passes import ImageSet
 from meal_gpu.patchwise import upsampled
-from meal_gpu.scoring import ImageSet
 
 VOID = 255
 

@@ -16,7 +16,8 @@ from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Output, Segmenter
 from meal_gpu.ops import Committee, reference
-from meal_gpu.scoring import ImageSet, score_pool
+from meal_gpu.passes import ImageSet
+from meal_gpu.scoring import score_pool
 from meal_gpu.windowed import windowed
 
 # No multiple of 16 across: 8 columns are padding. No multiple of the patch's width either

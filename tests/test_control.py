@@ -16,8 +16,8 @@ from meal_gpu.images.sources import Resident
 from meal_gpu.ledger import Ledger
 from meal_gpu.ops import reference
 from meal_gpu.oracle import Oracle
+from meal_gpu.passes import ImageSet
 from meal_gpu.pool import ScoredPool, Settings
-from meal_gpu.scoring import ImageSet
 
 VOID = 255
 GRID = Grid(2, 3, 8, 14)  # patches of 4 × 5, the last of a row 4 × 4

@@ -8,7 +8,7 @@ from meal_gpu.acquisition import acquire
 from meal_gpu.evaluate import evaluate
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import reference, select, why_not_cpu
-from meal_gpu.scoring import ImageSet
+from meal_gpu.passes import ImageSet
 
 if missing := why_not_cpu():
     pytest.skip(missing, allow_module_level=True)

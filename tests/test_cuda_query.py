@@ -14,7 +14,7 @@ from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import cuda, reference
-from meal_gpu.scoring import ImageSet
+from meal_gpu.passes import ImageSet
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from meal_gpu.evaluate import Evaluation, evaluate
 from meal_gpu.metrics import mean_iou
 from meal_gpu.models import Builder
 from meal_gpu.ops import reference
-from meal_gpu.scoring import ImageSet
+from meal_gpu.passes import ImageSet
 
 VOID = 255
 

@@ -33,9 +33,9 @@ ROWS = (
     ("train", "control", "footprint"),
     ("preparation", "tracking"),
     ("learner",),
-    ("experiment", "report", "progress", "doctor", "annotate", "integrations"),
+    ("experiment", "report", "progress", "doctor", "annotate"),
     ("compare", "sweep", "trust", "options"),
-    ("commands", "research"),
+    ("commands", "research", "integrations"),
     ("cli",),
     ("__main__",),
 )

@@ -19,8 +19,9 @@ from meal_gpu.manifold import Manifold
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import reference
 from meal_gpu.oracle import Oracle
+from meal_gpu.passes import ImageSet
 from meal_gpu.pool import ScoredPool, Settings
-from meal_gpu.scoring import ImageSet, patch_features, score_pool
+from meal_gpu.scoring import patch_features, score_pool
 from meal_gpu.strategies import STRATEGIES, WAITING, Selection
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from meal_gpu.adapters import adapt
 from meal_gpu.models import Builder
 from meal_gpu.ops import select
+from meal_gpu.passes import ImageSet
 from meal_gpu.prediction import predictions
-from meal_gpu.scoring import ImageSet
 
 
 class Coarse(nn.Module):

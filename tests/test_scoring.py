@@ -12,10 +12,9 @@ from meal_gpu.grid import Grid
 from meal_gpu.inference import autocast
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Output, Segmenter
 from meal_gpu.ops import Ops, reference
+from meal_gpu.passes import ImageSet, default_batch
 from meal_gpu.scoring import (
-    ImageSet,
     boundary_lengths,
-    default_batch,
     patch_features,
     patches_at_once,
     require_finite,

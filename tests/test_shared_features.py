@@ -12,7 +12,8 @@ from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.models import Builder, Segmenter
 from meal_gpu.ops import reference
-from meal_gpu.scoring import ImageSet, pool_patches, score_pool, shared_features
+from meal_gpu.passes import ImageSet
+from meal_gpu.scoring import pool_patches, score_pool, shared_features
 
 GRID = Grid(2, 4, 32, 64)
 

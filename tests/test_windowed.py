@@ -17,7 +17,8 @@ from meal_gpu.grid import Grid
 from meal_gpu.inference import autocast, for_inference
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Network, Output
 from meal_gpu.ops import reference, select_for
-from meal_gpu.scoring import ImageSet, score_pool
+from meal_gpu.passes import ImageSet
+from meal_gpu.scoring import score_pool
 from meal_gpu.windowed import Windowed, windowed
 
 CPU = torch.device("cpu")

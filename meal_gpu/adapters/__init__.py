@@ -6,18 +6,16 @@ as any other module is. Nothing of a vendor is imported for it.
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 from torch import nn
 
 from meal_gpu.adapters.base import Adapter, Normalisation
 from meal_gpu.adapters.families import HuggingFace, Smp, Torchvision
 from meal_gpu.errors import InputError
-from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
+from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, NETWORK, Network, is_network
 
 __all__ = ["Adapter", "Normalisation", "adapt"]
 
-_NETWORK = ("padded_size", "features", "mean", "std", "align_corners")
 _SMP = "segmentation_models_pytorch.base.model"
 _TORCHVISION = ("torchvision.models.segmentation._utils", "torchvision.models.segmentation.lraspp")
 
@@ -53,7 +51,7 @@ def adapt(
     scale = _normalisation(mean, std)
     if isinstance(model, nn.Module):
         model = _unwrapped(model)
-    if not isinstance(model, type) and all(hasattr(model, name) for name in _NETWORK):
+    if is_network(model):
         if layer is not None:
             raise InputError(
                 f"{type(model).__name__} is a Network with features of its own; leave out layer="
@@ -62,10 +60,10 @@ def adapt(
             raise InputError(
                 f"{type(model).__name__} is a Network with a normalisation of its own; leave out mean and std"
             )
-        return cast(Network, model)
+        return model
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"a model is a torch.nn.Module or a meal_gpu.models.Network (with {', '.join(_NETWORK)}); "
+            f"a model is a torch.nn.Module or a meal_gpu.models.Network (with {', '.join(NETWORK)}); "
             f"got {type(model).__module__}.{type(model).__qualname__}"
         )
     return _family(model)(model, layer, *scale)

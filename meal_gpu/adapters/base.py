@@ -8,26 +8,10 @@ import torch
 from torch import nn
 
 from meal_gpu.errors import InputError
-from meal_gpu.models import Output
+from meal_gpu.models import LogitsOnly, Output
 from meal_gpu.ops.public import ONE_CLASS
 
 Normalisation = tuple[float, float, float]
-
-
-class _LogitsOnly(Output):
-    """An output without features, which is told to whoever asks for them."""
-
-    reason: str
-
-    @classmethod
-    def of(cls, logits: torch.Tensor, reason: str) -> "_LogitsOnly":
-        output = cls(logits, logits.new_empty(len(logits), 0, 1, 1))
-        output.reason = reason
-        return output
-
-    @property
-    def features(self) -> torch.Tensor:
-        raise InputError(self.reason)
 
 
 class _Stop(BaseException):
@@ -76,11 +60,11 @@ class Adapter(nn.Module):
         if self._layer is None:
             with _evaluating(self.model):
                 logits = self._seen_first(_checked(self._logits(images), self.model))
-            return _LogitsOnly.of(logits, self._missing_layer())
+            return LogitsOnly.of(logits, self._missing_layer())
         with _evaluating(self.model), self._seen(len(images)) as seen:
             logits = self._seen_first(_checked(self._logits(images), self.model))
         if not seen and self._unread is not None:
-            return _LogitsOnly.of(logits, self._unread)
+            return LogitsOnly.of(logits, self._unread)
         return Output(logits, self._first(seen))
 
     def _seen_first(self, logits: torch.Tensor) -> torch.Tensor:

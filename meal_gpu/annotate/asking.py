@@ -12,10 +12,10 @@ from meal_gpu.acquisition import Query, describe, query
 from meal_gpu.annotate.asked import PATCH_LABEL, Asked, Box, Item, Pixels, read_mask
 from meal_gpu.annotate.budget import packed
 from meal_gpu.annotate.cost import Totals
-from meal_gpu.annotate.kept import Kept, Shards, coverage
+from meal_gpu.annotate.kept import Kept, Shards
 from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.plan import Plan
-from meal_gpu.annotate.plot import plot
+from meal_gpu.annotate.plot import coverage, plot
 from meal_gpu.annotate.pool import (
     Stage,
     feature_space,
@@ -43,9 +43,9 @@ from meal_gpu.manifold import LIMIT
 from meal_gpu.memory import current
 from meal_gpu.models import Network
 from meal_gpu.ops import select_for
+from meal_gpu.passes import ImageSet
 from meal_gpu.pool import SHARED, ScoredPool, Settings, require_passes, temperature_for
 from meal_gpu.prediction import class_count, patch_predictions
-from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies import Selection
 
 _AT_ONCE = 32  # patches whose cost is estimated together

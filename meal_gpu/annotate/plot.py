@@ -34,3 +34,18 @@ def plot(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def coverage(embedding: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[M, d] and [n] rows in order -> [n]: the share of the potential that the first k removed.
+
+    The potential is the sum of squared distances to the nearest chosen; 0 after the first, 1 where
+    every point coincides with a chosen one.
+    """
+    nearest = ((embedding - embedding[chosen[0]]) ** 2).sum(axis=1)
+    start = float(nearest.sum())
+    shares = []
+    for row in chosen:
+        nearest = np.minimum(nearest, ((embedding - embedding[row]) ** 2).sum(axis=1))
+        shares.append(1 - float(nearest.sum()) / start if start else 1.0)
+    return np.array(shares)

@@ -28,7 +28,8 @@ from meal_gpu.inference import for_inference
 from meal_gpu.memory import current
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import MEASURES, PatchClasses, select_for
-from meal_gpu.scoring import Advance, ImageSet, Scored, require_finite, score_pool
+from meal_gpu.passes import ImageSet
+from meal_gpu.scoring import Advance, Scored, require_finite, score_pool
 from meal_gpu.windowed import windowed
 
 _OURS = (ConfigError, DataError, InputError, UnavailableError)  # say nothing of the model with a frame

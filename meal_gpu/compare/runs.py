@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from meal_gpu.config import SUPERVISED, Config
+from meal_gpu.config import Config
 from meal_gpu.errors import ConfigError, RunError
 from meal_gpu.report.table import SAMPLE, configuration, elsewhere, find, load, skips
 from meal_gpu.statistics import Array
@@ -43,7 +43,7 @@ class Curve:
     @property
     def images(self) -> int:
         """Of the pool. A supervised run takes each whole, as one patch."""
-        cells = 1 if self.config.strategy == SUPERVISED else math.prod(self.config.grid)
+        cells = 1 if self.config.is_supervised else math.prod(self.config.grid)
         return self.patches // cells
 
     @property
@@ -158,8 +158,8 @@ def group(curves: Sequence[Curve]) -> Gathered:
     whole = [_longest(found) for found in members]
     kept = [curve for found in whole for curve in found]
     short = [curve for curve in curves if curve not in kept]
-    learned, usual = _labelled([found for found in whole if found[0].config.strategy != SUPERVISED])
-    supervised, _ = _labelled([found for found in whole if found[0].config.strategy == SUPERVISED])
+    learned, usual = _labelled([found for found in whole if not found[0].config.is_supervised])
+    supervised, _ = _labelled([found for found in whole if found[0].config.is_supervised])
     if not learned:
         raise RunError("only supervised runs were given: nothing to compare with them")
     for this, other in pairwise(supervised):

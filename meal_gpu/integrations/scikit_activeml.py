@@ -7,6 +7,7 @@ import torch
 
 from meal_gpu.errors import InputError, UnavailableError
 from meal_gpu.ops.public import kmeans_plusplus
+from meal_gpu.trust.seeding import seeding
 
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy
@@ -84,20 +85,7 @@ class MealSampling(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
             return query
         utilities = np.full((batch_size, total), np.nan)
         utilities[:, indices] = 0.0
-        utilities[:, indices[top]] = _probabilities(embedding.numpy(), drawn)
+        utilities[:, indices[top]] = seeding(embedding, torch.from_numpy(drawn)).chances.numpy()
         for draw in range(1, batch_size):
             utilities[draw, query[:draw]] = np.nan
         return query, utilities
-
-
-def _probabilities(points: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """[M, d] points and [n] rows drawn in order -> [n, M] D² sampling's probabilities before each draw."""
-    free, nearest = np.ones(len(points)), np.ones(len(points))
-    rows = []
-    for draw, row in enumerate(drawn):
-        weights = free * nearest if (free * nearest).any() else free  # else all that are left coincide
-        rows.append(weights / weights.sum())
-        squared = ((points - points[row]) ** 2).sum(axis=1)
-        nearest = np.minimum(nearest, squared) if draw else squared
-        free[row] = 0.0
-    return np.stack(rows)

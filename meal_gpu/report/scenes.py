@@ -21,9 +21,10 @@ from meal_gpu.errors import DataError
 from meal_gpu.grid import Grid
 from meal_gpu.inference import device_named
 from meal_gpu.models import Segmenter
+from meal_gpu.ops.reference import patch_of_pixels
 from meal_gpu.ops.upsampling import interpolation
+from meal_gpu.passes import ImageSet
 from meal_gpu.report.table import Run
-from meal_gpu.scoring import ImageSet
 
 SIDE = 208
 """The longer side of a thumbnail, in pixels."""
@@ -121,14 +122,13 @@ class Scenes:
             DataError: the pool has no labels, or one that cannot be read.
         """
         grid, classes = self.grid, len(self.dataset.classes)
-        steps = steps.view(-1, grid.rows, grid.columns)
-        row = torch.arange(grid.height) // grid.patch_height
-        column = torch.arange(grid.width) // grid.patch_width
+        steps = steps.view(-1, grid.patches_per_image)
+        patch = patch_of_pixels(grid, steps.device)
         counts = torch.zeros((last + 1) * classes, dtype=torch.int64)
-        numbers = (steps >= 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        numbers = (steps >= 0).any(dim=1).nonzero().flatten().tolist()
         for part in _parts(numbers):
             truth = self._read(part, labels=True).long()
-            step = steps[part][:, row][:, :, column]
+            step = steps[part][:, patch]
             known = (step >= 0) & (truth != data.VOID)
             counts += torch.bincount((step * classes + truth)[known], minlength=len(counts))
         return counts.view(last + 1, classes).cumsum(dim=0)

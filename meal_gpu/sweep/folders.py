@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from meal_gpu import config as configs
 from meal_gpu.config import Config
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
@@ -33,7 +32,7 @@ class Run:
 
 def last_step(config: Config, images: int) -> int:
     """The number of the last step of a run over a pool of `images`."""
-    if config.strategy == configs.SUPERVISED:  # one patch an image, all labelled at step 0
+    if config.is_supervised:  # one patch an image, all labelled at step 0
         return 0
     per_image = config.grid[0] * config.grid[1]
     patches, initial = images * per_image, config.initial_images * per_image

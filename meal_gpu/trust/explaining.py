@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from meal_gpu import strategies
 from meal_gpu.errors import InputError, MealGpuError
 from meal_gpu.images.sources import Part
+from meal_gpu.passes import ImageSet
 from meal_gpu.preparation import Monitor, Silent
 from meal_gpu.record import RunFolder
-from meal_gpu.scoring import ImageSet, score_pool
+from meal_gpu.scoring import score_pool
 from meal_gpu.trust.opening import Past, here, open_past, open_run, scored_pool
 from meal_gpu.trust.records import Draw, Near, Ranking, Records
 from meal_gpu.trust.variant import Variant

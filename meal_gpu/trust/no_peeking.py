@@ -11,9 +11,9 @@ from meal_gpu.acquisition import Query
 from meal_gpu.data import VOID
 from meal_gpu.errors import MealGpuError, RunError
 from meal_gpu.experiment import acquire
-from meal_gpu.grid import Grid
 from meal_gpu.learner import Learner, calibrate, new_model, train_members, train_step
 from meal_gpu.ledger import Ledger
+from meal_gpu.ops.reference import patch_of_pixels
 from meal_gpu.preparation import Experiment, Monitor, Silent
 from meal_gpu.strategies import get
 from meal_gpu.timing import Stages
@@ -113,15 +113,8 @@ def _hidden(past: Past) -> torch.Tensor:
     labels, grid = past.experiment.oracle.labels, past.experiment.grid
     known = torch.zeros(len(past.ledger), dtype=torch.bool, device=labels.device)
     known[past.ledger.labelled().to(labels.device)] = True
-    hidden: torch.Tensor = ~known.view(-1, grid.patches_per_image)[:, _owners(grid).to(labels.device)]
+    hidden: torch.Tensor = ~known.view(-1, grid.patches_per_image)[:, patch_of_pixels(grid, labels.device)]
     return hidden
-
-
-def _owners(grid: Grid) -> torch.Tensor:
-    """[H, W] int64: the patch that each pixel of an image belongs to."""
-    rows = torch.arange(grid.height) // grid.patch_height
-    columns = torch.arange(grid.width) // grid.patch_width
-    return rows[:, None] * grid.columns + columns
 
 
 def _labelled(experiment: Experiment, labels: torch.Tensor) -> Experiment:

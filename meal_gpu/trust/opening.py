@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from meal_gpu import config as configs
 from meal_gpu import strategies
 from meal_gpu.config import Config
 from meal_gpu.errors import RunError
@@ -15,10 +14,10 @@ from meal_gpu.learner import Learner, load_learner, load_manifold, read_ledger
 from meal_gpu.learner import scored_pool as of_step
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold, least_rows
+from meal_gpu.passes import ImageSet
 from meal_gpu.pool import ScoredPool
 from meal_gpu.preparation import Experiment, Monitor, load, resolve
 from meal_gpu.record import RunFolder
-from meal_gpu.scoring import ImageSet
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def open_run(run: Path, step: int, *, least: int = 0) -> RunFolder:
     """
     folder = RunFolder.resume(run)
     last = len(folder.completed()) - 1
-    if folder.config.strategy == configs.SUPERVISED:
+    if folder.config.is_supervised:
         raise RunError(f"{run} is a supervised run: it labels every image at once and makes no query")
     if not least <= step <= last:
         if last < least:

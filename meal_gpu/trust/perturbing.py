@@ -12,8 +12,8 @@ from meal_gpu.errors import InputError, MealGpuError
 from meal_gpu.learner import Learner, fit_manifold
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
+from meal_gpu.passes import ImageSet
 from meal_gpu.preparation import Experiment, Monitor, Silent
-from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies.base import Selection
 from meal_gpu.trust.opening import Past, here, open_past, open_run, recorded, scored_pool
 from meal_gpu.trust.variant import Variant

@@ -16,7 +16,7 @@ from meal_gpu.errors import MealGpuError
 from meal_gpu.evaluate import evaluate
 from meal_gpu.models import Builder, Output, Segmenter
 from meal_gpu.ops import Ops, reference
-from meal_gpu.scoring import ImageSet
+from meal_gpu.passes import ImageSet
 
 BAD = 4
 NAMES = tuple("abcdef")

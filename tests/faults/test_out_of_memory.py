@@ -26,8 +26,9 @@ from meal_gpu.inference import Graphed, for_inference
 from meal_gpu.memory import Halving, is_out_of_memory
 from meal_gpu.models import Builder, Output, Segmenter
 from meal_gpu.ops import reference
+from meal_gpu.passes import ImageSet
 from meal_gpu.patchwise import Patchwise
-from meal_gpu.scoring import ImageSet, patch_features, score_pool, shared_features
+from meal_gpu.scoring import patch_features, score_pool, shared_features
 
 CPU = torch.device("cpu")
 GRID = Grid(2, 4, 32, 64)

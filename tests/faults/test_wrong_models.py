@@ -20,7 +20,7 @@ from meal_gpu.evaluate import evaluate
 from meal_gpu.grid import Grid
 from meal_gpu.models import Builder
 from meal_gpu.ops import reference
-from meal_gpu.scoring import ImageSet
+from meal_gpu.passes import ImageSet
 
 CLASSES = 3
 

@@ -12,8 +12,8 @@ from meal_gpu.errors import ConfigError
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.ops import reference
+from meal_gpu.passes import ImageSet
 from meal_gpu.pool import ScoredPool, Settings
-from meal_gpu.scoring import ImageSet
 from meal_gpu.strategies import MEASURES, STRATEGIES, Pool, get, get_measure, needed, takes_members
 from meal_gpu.strategies.base import highest
 

@@ -14,7 +14,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from meal_gpu.errors import InputError
-from meal_gpu.scoring import ImageSet
+from meal_gpu.passes import ImageSet
 from meal_gpu.trust import commands, perturbing
 from meal_gpu.trust.opening import Past, scored_pool
 from meal_gpu.trust.perturbing import (
