@@ -53,9 +53,13 @@ def _computed(config: Config, dataset: Dataset, patches: int) -> dict[str, int]:
         # Parts and their concatenation; the manifold's own copy and UMAP's
         held["features of the pool"] = 2 * patches * row
         held["manifold"] = 2 * fitted * row + fitted * config.manifold_neighbors * _NEIGHBOR
-    if not config.finetune:
+    third = config.cache_gib * 2**30 / 3
+    if config.finetune:
+        if not _fits(3 * len(dataset.train) * math.prod(dataset.size), config, _HOST):
+            pixels = _shown(config, dataset, patches) * math.prod(dataset.size) * 3 * 4
+            held["pixels of the labelled patches"] = int(min(third, pixels))
+    else:
         image = math.prod(dataset.size) * (_HIGH / 4**2 + _DEEP[config.architecture] / 16**2) * 4
-        third = config.cache_gib * 2**30 / 3
         held["outputs of the frozen encoder"] = int(
             sum(min(third, len(split) * image) for split in (dataset.train, dataset.val))
         )

@@ -97,6 +97,8 @@ def load(config: Config, monitor: Monitor, dataset: data.Dataset | None = None) 
         raise ConfigError(
             f"initial_images is {config.initial_images}, but the pool has {len(dataset.train)} images"
         )
+    if initial_images(config, dataset) * grid.patches_per_image < 2:
+        raise ConfigError("one patch is too few to train on: raise initial_images, or take a finer grid")
     # Before the slow part: the weights may not be there
     builder = Builder(
         config.architecture, len(dataset.classes), config.encoder_weights,

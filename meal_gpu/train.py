@@ -191,7 +191,7 @@ class _Batches:
         self._model = model
         self._oracle = oracle
         self._decode = patch_decoder(model, oracle.grid, oracle.context, oracle.images.device)
-        self._labels = oracle.truth(patches)
+        self._patches = patches
         shown, self._within = oracle.shown(patches)
         first, place = np.unique(shown.cpu().numpy(), return_index=True, return_inverse=True)[1:]
         self._place = torch.from_numpy(place)
@@ -227,7 +227,8 @@ class _Batches:
         """float32 [B, C, ph, pw] and uint8 [B, ph, pw] of these of the patches."""
         places, within = self._place[rows], self._within[beside(rows, self._within.device)]
         encoded = self._encode(places) if self._encoded is None else self._found(places, self._encoded)
-        return self._decode(encoded, within), self._labels[beside(rows, self._labels.device)]
+        patches = self._patches[beside(rows, self._patches.device)]
+        return self._decode(encoded, within), self._oracle.truth(patches)
 
     def _found(self, places: torch.Tensor, kept: Encoded) -> Encoded:
         known = places < self._known
@@ -239,6 +240,8 @@ class _Batches:
         return encoded
 
     def _encode(self, places: torch.Tensor) -> Encoded:
+        if len(places) == 1:  # a batch of one is rounded otherwise, and there is none where nothing is kept
+            return Encoded(*(maps[:1] for maps in self._encode(places.expand(2))))
         if self._pixels is not None:
             pixels = self._pixels[beside(places - self._known, self._pixels.device)]
         else:

@@ -299,6 +299,7 @@ def test_initial_patches_are_all_patches_of_some_images() -> None:
             "strategy 'clasp-pe' takes none: leave it",
         ),
         ({"initial_images": 7}, ConfigError, "initial_images is 7, but the pool has 6"),
+        ({"initial_images": 1, "grid": [1, 1]}, ConfigError, "one patch is too few .* raise initial_images"),
         ({"grid": [200, 4]}, InputError, "200 rows over 96 pixels"),
         ({"root": "/nonexistent"}, DataError, "/nonexistent"),
     ],

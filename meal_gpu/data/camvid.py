@@ -79,8 +79,9 @@ def _split(root: Path, split: str, seen: dict[Path, str]) -> Split:
             )
         where = f"{source}:{number}"
         image, label = (_find(root, field, where, folders) for field in fields)
-        if seen.setdefault(image, where) != where:
-            raise DataError(f"{where}: {image} is in {seen[image]} too; remove one of the lines")
+        for path in (image, label):
+            if seen.setdefault(path, where) != where:
+                raise DataError(f"{where}: {path} is in {seen[path]} too; remove one of the lines")
         images.append(image)
         labels.append(label)
     if not images:

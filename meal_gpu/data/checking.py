@@ -1,6 +1,7 @@
 """Find what is wrong with a dataset before hours are spent on it."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,7 +38,7 @@ def check(dataset: Dataset, *, deep: bool = False, progress: Progress | None = N
             if split.packed is not None:
                 continue
 
-            def look(index: int, split: Split = split) -> tuple[Look, Look | None]:
+            def look(index: int, split: Split = split) -> tuple[Look, Look | None, str | None]:
                 return _pair(split, index, dataset, deep)
 
             pairs = []
@@ -45,22 +46,29 @@ def check(dataset: Dataset, *, deep: bool = False, progress: Progress | None = N
                 pairs.append(pair)
                 if progress:
                     progress(1)
-            native = common_size(image for image, _ in pairs)
-            for image, label in pairs:
+            native = common_size(image for image, _, _ in pairs)
+            kinds = Counter(kind for _, _, kind in pairs if kind)
+            for image, label, kind in pairs:
                 problems += image.problems(native, "most images of the split have")
-                if label is not None:
-                    problems += label.problems(native, "its image should have")
+                if label is None:
+                    continue
+                problems += label.problems(native, "its image should have")
+                if kind and kind != (usual := kinds.most_common(1)[0][0]):
+                    told = f"a {kind} PNG, but most labels of the split are {usual} PNGs; store all alike"
+                    problems.append(Problem(label.file, f"{label.file}: {told}"))
     return problems
 
 
-def _pair(split: Split, index: int, dataset: Dataset, deep: bool) -> tuple[Look, Look | None]:
+def _pair(split: Split, index: int, dataset: Dataset, deep: bool) -> tuple[Look, Look | None, str | None]:
+    """Image and label, and how the label stores ids, if it does."""
     image = Look.at(split.images[index], (decode,) if deep else ())
     if split.labels is None:
-        return image, None
+        return image, None, None
     steps: list[Callable[[Path], object]] = [label_kind]
     if deep:
         steps.append(lambda path: _check_ids(path, dataset))
-    return image, Look.at(split.labels[index], steps)
+    label = Look.at(split.labels[index], steps)
+    return image, label, None if label.fault else label_kind(split.labels[index])
 
 
 def without(dataset: Dataset, problems: Sequence[Problem]) -> Dataset:

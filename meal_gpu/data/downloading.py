@@ -115,7 +115,13 @@ def _is_there(name: str, archive: Archive, target: Path) -> bool:
     """Raises DataError where something else is."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
-    _check_content(open_dataset(name, target), archive)
+    try:
+        dataset = open_dataset(name, target)
+    except DataError as error:
+        raise DataError(
+            f"{target} is not empty, and holds no {name}: empty it, or name another folder as --root"
+        ) from error
+    _check_content(dataset, archive)
     return True
 
 

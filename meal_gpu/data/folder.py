@@ -27,6 +27,8 @@ from meal_gpu.images.headers import SUFFIXES, Size, image_size
 from meal_gpu.images.listing import files_below
 from meal_gpu.images.probing import first_size
 
+_LIKE_SPLITS = ("train", "training", "val", "valid", "validation")
+
 
 def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
     """Open a folder dataset.
@@ -41,6 +43,10 @@ def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
     names, lookup = read_classes(root / "classes.txt")
     images = root / "images"
     divided = any((images / split).is_dir() for split in ("train", "val"))
+    if not divided and images.is_dir():
+        for folder in images.iterdir():
+            if folder.is_dir() and folder.name.lower() in _LIKE_SPLITS:
+                raise DataError(f"{folder}: splits are called train and val; rename it in images and masks")
     if divided:
         train, val = _split(root, "train"), _split(root, "val")
     else:

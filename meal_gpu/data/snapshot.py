@@ -3,6 +3,7 @@
 import hashlib
 import os
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ def snapshot(dataset: Dataset) -> dict[str, Any]:
     """Classes, ids, and by split the name of each image with the bytes of its file and its label's, as JSON.
 
     Not when files were changed: a dataset that was copied is the same. A file that is not there has None.
-    What is not compressed has one size whatever it shows: of packs, BMP and TIFF there are `contents` too.
+    Labels, and what is not compressed, may have one size whatever they show: of labels, packs, BMP and TIFF
+    there are `contents` too.
     """
     contents = _contents(dataset.train) | _contents(dataset.val)
     return {
@@ -30,11 +32,14 @@ def snapshot(dataset: Dataset) -> dict[str, Any]:
 def _contents(split: Split) -> dict[str, str]:
     if split.packed is not None:
         return packing.contents(split.packed)
+    labels = zip(
+        (f"the label of {name}" for name in split.names), split.labels or (), strict=bool(split.labels)
+    )
+    images = zip(split.names, split.images, strict=True)
     found = {}
-    for name, image in zip(split.names, split.images, strict=True):
-        if name.lower().endswith(_UNCOMPRESSED):
-            with suppress(OSError), image.open("rb") as file:
-                found[name] = f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    for name, path in chain((each for each in images if each[0].lower().endswith(_UNCOMPRESSED)), labels):
+        with suppress(OSError), path.open("rb") as file:
+            found[name] = f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
     return found
 
 

@@ -209,7 +209,9 @@ def _manifest(given: str) -> Listing:
     missing = [file for file in whole if stamps[file] is None]
     if missing:
         raise DataError(f"{given}: {len(missing)} of {len(whole)} files are not there, first {missing[0]}")
-    require_unique(whole, f"{given}: the file")
+    require_unique(
+        [file if is_url(file) else posixpath.normpath(file) for file in whole], f"{given}: the file"
+    )
     return Listing(names, whole, tuple(stamps[file] or "" for file in whole))
 
 

@@ -78,12 +78,14 @@ def _require_usable(paths: Sequence[Path]) -> None:
 def _folder(root: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; to give single files, pass a list of paths")
-    paths = tuple(sorted(path for path in files_below(root) if path.suffix.lower() in SUFFIXES))
+    found = {path.relative_to(root).as_posix(): path for path in files_below(root)}
+    names = sorted(name for name in found if name.lower().endswith(SUFFIXES))  # as `list_images` does
+    paths = tuple(found[name] for name in names)
     if other := next((path for path in paths if not path.is_file()), None):
         image_size(other)  # a broken link, or a pipe, which nothing should open: named
     if not paths:
         raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) in this folder")
-    return paths, tuple(path.relative_to(root).as_posix() for path in paths)
+    return paths, tuple(names)
 
 
 def open_files(

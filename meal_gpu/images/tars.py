@@ -64,13 +64,19 @@ def members(system: Any, path: str, url: str, stamp: str) -> Members:
 def _read(system: Any, path: str, url: str) -> Members:
     try:
         with system.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            found = [
-                Member(item.name.removeprefix("./"), item.offset_data, item.size)
-                for item in tar
-                if item.isfile() and not item.issparse() and item.name.lower().endswith(SUFFIXES)
-            ]
+            found = []
+            for item in tar:
+                if item.isdir() or not item.name.lower().endswith(SUFFIXES):
+                    continue
+                if not item.isfile() or item.issparse():
+                    raise DataError(
+                        f"{url}: {item.name} is a link or has holes; write the shard with whole files: "
+                        "tar --dereference --hard-dereference"
+                    )
+                found.append(Member(item.name.removeprefix("./"), item.offset_data, item.size))
             stream.seek(tar.offset)
             ended = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            more = stream.read(tarfile.RECORDSIZE).strip(b"\0")
     except tarfile.ReadError as error:
         raise DataError(
             f"{url}: not a plain tar file, or a damaged one ({error}); copy it again, and do not compress "
@@ -78,6 +84,10 @@ def _read(system: Any, path: str, url: str) -> Members:
         ) from error
     if not ended:
         raise DataError(f"{url}: the tar is cut off after {tar.offset} bytes; copy it again")
+    if more:
+        raise DataError(
+            f"{url}: another tar follows behind the end of the first; join them with tar --concatenate"
+        )
     images = [item for item in found if _split(item.name)[1] in SUFFIXES]
     keys = {_split(item.name)[0] for item in images}
     others = [item.name for item in found if _split(item.name)[0] not in keys]

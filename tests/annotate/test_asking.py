@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from meal_gpu import models, strategies
 from meal_gpu.annotate.asked import Asked
-from meal_gpu.annotate.kept import coverage
 from meal_gpu.annotate.labels import LabelStore
+from meal_gpu.annotate.plot import coverage
 from meal_gpu.annotate.pool import require_fit
 from meal_gpu.cli import app
 from meal_gpu.errors import ConfigError, InputError, MealGpuError, RunError

@@ -61,6 +61,10 @@ def test_lookup() -> None:
             r"train\.txt:3: .*train/X\.png is in .*train\.txt:1 too; remove one",
         ),
         (
+            "{s}/X.png {s}annot/X.png\n{s}annot/X.png {s}annot/X.png",
+            r"train\.txt:2: .*trainannot/X\.png is in .*train\.txt:1 too; remove one",
+        ),
+        (
             "train/X.png trainannot/X.png",
             r"val\.txt:1: .*train/X\.png is in .*train\.txt:1 too; remove one",
         ),

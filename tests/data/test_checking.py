@@ -63,6 +63,17 @@ def test_problems_are_named(
     assert check(cityscapes) == ([] if only_deep else [problem])
 
 
+def test_labels_that_are_not_stored_like_most_are_named(cityscapes: Dataset) -> None:
+    path = parts(cityscapes)[1]
+    grey = Image.open(path)
+    palette = Image.fromarray(np.array(grey), "P")
+    palette.putpalette([0] * 768)
+    palette.save(path)
+    (problem,) = check(cityscapes)
+    assert problem.file == str(path)
+    assert "a palette PNG, but most labels of the split are grey PNGs" in problem.message
+
+
 def test_all_problems_are_found_in_order(cityscapes: Dataset) -> None:
     gone = [cityscapes.train.images[2], cityscapes.val.images[0], cityscapes.val.images[1]]
     for path in gone:

@@ -96,6 +96,15 @@ def test_without_splits_all_is_the_pool(folder_tree: MakeTree) -> None:
     assert load_images(dataset.val, dataset.size).shape == (0, 16, 20, 3)
 
 
+def test_splits_by_another_name_are_no_pool(folder_tree: MakeTree) -> None:
+    """The validation images would be in it."""
+    root = folder_tree()
+    for split, name in (("train", "Train"), ("val", "Validation")):
+        (root / "images" / split).rename(root / "images" / name)
+    with pytest.raises(DataError, match=r"(Train|Validation): splits are called train and val; rename"):
+        open_dataset("folder", root)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -79,6 +79,19 @@ def test_an_uncompressed_image_of_other_pixels_is_another(folder_tree: MakeTree,
     assert found.startswith(f"images/val/sub1/1{suffix} has changed, SHA-256 ")
 
 
+def test_a_label_of_as_many_bytes_and_other_ids_is_another(folder_tree: MakeTree) -> None:
+    root = folder_tree()
+    label = sorted(root.glob("masks/train/**/*.png"))[0]
+    ids = np.array(Image.open(label))
+    Image.fromarray(ids).save(label, compress_level=0)
+    before, size = stored(open_dataset("folder", root)), label.stat().st_size
+    Image.fromarray(ids[::-1, ::-1].copy()).save(label, compress_level=0)
+    assert label.stat().st_size == size
+    found = difference(before, stored(open_dataset("folder", root)))
+    assert found is not None
+    assert found.startswith("the label of images/train/") and " has changed, SHA-256 " in found
+
+
 def test_a_snapshot_of_sizes_alone_is_compared_by_them(folder_tree: MakeTree, tmp_path: Path) -> None:
     root = folder_tree()
     for opened in (

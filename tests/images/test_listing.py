@@ -127,6 +127,7 @@ def test_a_manifest_behind_a_url(memory: fsspec.AbstractFileSystem, tmp_path: Pa
     ("columns", "message"),
     [
         ({"path": ["a.png", "a.png"]}, r"the file .*a\.png' is there twice, in rows 0 and 1"),
+        ({"path": ["a.png", "b/../a.png"]}, r"the file .*a\.png' is there twice, in rows 0 and 1"),
         ({"path": ["a.png", "b/1.JPG"], "name": ["n", "n"]}, "the name 'n' is there twice"),
         ({"url": ["a.png"], "label": [1]}, "no column path, file, image; its columns are url, label"),
         ({"path": ["a.png", None]}, "column 'path' has null in row 1"),

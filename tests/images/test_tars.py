@@ -181,6 +181,16 @@ def test_faulty_shards_are_named(tmp_path: Path) -> None:
         path.write_bytes(content[:cut])
         with pytest.raises(DataError, match=r"cut\.tar: .*copy it again"):
             list_images(str(path))
+    with pytest.raises(DataError, match=r"two\.tar: another tar follows .*--concatenate"):
+        (tmp_path / "two.tar").write_bytes(content + write(tmp_path / "b.tar", samples(2)).read_bytes())
+        list_images(str(tmp_path / "two.tar"))
+    for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+        with tarfile.open(tmp_path / "link.tar", "w") as tar:
+            item = tarfile.TarInfo("0001.png")
+            item.type, item.linkname = kind, "0000.png"
+            tar.addfile(item)
+        with pytest.raises(DataError, match=r"link\.tar: 0001\.png is a link or has holes; .*--dereference"):
+            list_images(str(tmp_path / "link.tar"))
     (tmp_path / "zip.tar").write_bytes(gzip.compress(content))
     with pytest.raises(DataError, match=r"zip\.tar: not a plain tar.*do not compress"):
         list_images(str(tmp_path / "zip.tar"))
