@@ -29,19 +29,19 @@ _DEPTH = 64  # folders and file of the longest name that is looked for
 _UPLOADED = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]*$)")  # what Label Studio puts before a file's name
 
 
-def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
-    """Write crops with `context` pixels around each patch, and predictions; the files written, crops first.
+def write(asked: Asked, out: Path) -> list[Path]:
+    """Write crops with `asked.context` pixels around each patch, and predictions; the files, crops first.
 
     Each image also holds its patch, frame, box [left, top, right, bottom] and score under "meal_gpu".
 
     Raises:
         DataError: a frame or prediction cannot be read.
     """
-    written = save_crops(asked, out, context=context)
+    written = save_crops(asked, out)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, item in enumerate(asked.items, 1):
-        crop = asked.crop(item, context)
+        crop = asked.crop(item)
         own = {
             "patch": item.patch, "frame": item.image, "box": list(item.box),
             "score": item.score if math.isfinite(item.score) else None,
@@ -78,7 +78,7 @@ def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
     return [*written, path]
 
 
-def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[Answer]:
+def read(files: Mapping[str, bytes], asked: Asked) -> Iterator[Answer]:
     """The labels of every image in the one COCO file among `files`.
 
     Masks are painted in the file's order, later ones on top; categories are known by name. Polygons hold the
@@ -113,7 +113,7 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
     for key, entry in images.items():
         crop_name = matching(file_names[key], asked)
         try:
-            labels = _painted(entry, drawn[key], categories, asked, crop_name, context)
+            labels = _painted(entry, drawn[key], categories, asked, crop_name)
         except MALFORMED as error:
             yield Answer(crop_name, None, said(error))
         else:
@@ -121,10 +121,10 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
 
 
 def _painted(
-    image: Any, annotations: list[Any], categories: dict[Any, Any], asked: Asked, name: str, context: int
+    image: Any, annotations: list[Any], categories: dict[Any, Any], asked: Asked, name: str
 ) -> Pixels:
     """The labels of one image. Raises DataError, or one of `MALFORMED`, where it has none."""
-    labels = blank(asked, name, context, (image["height"], image["width"]))
+    labels = blank(asked, name, (image["height"], image["width"]))
     for annotation in annotations:
         category = categories.get(annotation["category_id"])
         if category is None:
@@ -186,10 +186,10 @@ def _uncompressed(text: str) -> list[int]:
     return lengths
 
 
-def save_crops(asked: Asked, out: Path, *, context: int) -> list[Path]:
+def save_crops(asked: Asked, out: Path) -> list[Path]:
     """OUT/images/NAME.png for every item; the files, in the order of frames."""
     written = []
-    for item, _, pixels in asked.crops(context):
+    for item, _, pixels in asked.crops():
         path = out / "images" / f"{item.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
@@ -229,7 +229,7 @@ def matching(file_name: str, asked: Asked) -> str:
     return names[0]
 
 
-def blank(asked: Asked, name: str, context: int, size: tuple[Any, Any]) -> Pixels:
+def blank(asked: Asked, name: str, size: tuple[Any, Any]) -> Pixels:
     """Void labels of a crop that a tool says has `size`. Raises DataError unless it has and is asked for."""
     item = asked.by_name.get(name)
     if item is None:
@@ -240,7 +240,7 @@ def blank(asked: Asked, name: str, context: int, size: tuple[Any, Any]) -> Pixel
             if several
             else "not asked for in this query"
         )
-    crop = asked.crop(item, context)
+    crop = asked.crop(item)
     if size != (crop.height, crop.width):
         raise DataError(
             f"an image of {size[0]}×{size[1]} pixels (height × width) found, "

@@ -65,7 +65,7 @@ def export(asked: Asked, name: str) -> None:
         dataset.add_samples(made, dynamic=True)
 
 
-def read(name: str, asked: Asked, *, context: int = 0) -> Iterator[Answer]:
+def read(name: str, asked: Asked) -> Iterator[Answer]:
     """Finished patches of a dataset; see `answers`. Raises as `export`; DataError: it is not there."""
     fo = _library()
     with _database():
