@@ -174,6 +174,13 @@ class Asked:
         except DataError as error:
             raise DataError(f"{path}: {error}; restore the query folder") from error
 
+    def prelabel(self, item: Item) -> Pixels:
+        """uint8 [h, w] of the crop: the prediction, void around it. Raises as `prediction`."""
+        crop = self.crop(item)
+        labels = np.full((crop.height, crop.width), VOID, np.uint8)
+        labels[item.box.within(crop)] = self.prediction(item)
+        return labels
+
     def crops(self) -> Iterator[tuple[Item, Box, Pixels]]:
         """Every item with its crop and the crop's RGB pixels [h, w, 3]; each frame is opened once.
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Box, Item, Pixels
+from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Item, Pixels
 from meal_gpu.annotate.brush import filled
-from meal_gpu.annotate.coco import blank, class_id, matching, save_crops
+from meal_gpu.annotate.crops import blank, class_id, matching, pieces, save_crops
 from meal_gpu.annotate.rle import mask_of, runs
 from meal_gpu.errors import DataError
 
@@ -47,7 +47,7 @@ def write(asked: Asked, out: Path) -> list[Path]:
             ET.SubElement(element, key).text = label[key]
         ET.SubElement(element, "attributes")
     for number, item in enumerate(asked.items):
-        root.append(_image(number, item, asked.prediction(item), asked, asked.crop(item)))
+        root.append(_image(number, item, asked))
     ET.indent(root)
     annotations, constructor = out / "annotations.xml", out / "labels.json"
     annotations.write_bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
@@ -64,7 +64,8 @@ def labels(asked: Asked) -> list[dict[str, Any]]:
     return [{"name": name, "color": color, "type": kind, "attributes": []} for name, color, kind in kinds]
 
 
-def _image(number: int, item: Item, predicted: Pixels, asked: Asked, crop: Box) -> ET.Element:
+def _image(number: int, item: Item, asked: Asked) -> ET.Element:
+    crop = asked.crop(item)
     image = ET.Element(
         "image",
         {
@@ -82,18 +83,16 @@ def _image(number: int, item: Item, predicted: Pixels, asked: Asked, crop: Box) 
         | {key: f"{value:.2f}" for key, value in corners.items()}
         | {"z_order": _PATCH_LAYER},
     )
-    for train_id in np.unique(predicted[predicted < len(asked.classes)]).tolist():
-        mask = predicted == train_id
-        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        inside = mask[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+    for train_id, box, mask in pieces(item, asked):
+        rows, columns = box.within(crop)
         ET.SubElement(
             image,
             "mask",
             {"label": asked.classes[train_id], **common}
             | {
-                "rle": ", ".join(map(str, runs(inside.reshape(-1)).tolist())),
-                "left": str(columns.start + int(x[0])), "top": str(rows.start + int(y[0])),
-                "width": str(inside.shape[1]), "height": str(inside.shape[0]), "z_order": "0",
+                "rle": ", ".join(map(str, runs(mask[rows, columns].reshape(-1)).tolist())),
+                "left": str(columns.start), "top": str(rows.start),
+                "width": str(box.width), "height": str(box.height), "z_order": "0",
             },
         )  # fmt: skip
     return image

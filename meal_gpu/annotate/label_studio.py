@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from meal_gpu.annotate import brush
 from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Box, Item, Pixels
-from meal_gpu.annotate.coco import MALFORMED, blank, class_id, documents, matching, said, save_crops
+from meal_gpu.annotate.crops import MALFORMED, blank, class_id, documents, matching, pieces, said, save_crops
 from meal_gpu.errors import DataError
 
 _LOCAL_FILES = "/data/local-files/?d="
@@ -72,12 +72,10 @@ def config(asked: Asked) -> str:
 
 def task(item: Item, asked: Asked, image: str) -> dict[str, Any]:
     """One task: `image` is the address of its crop. Raises DataError where its prediction cannot be read."""
-    crop, labels = asked.crop(item), asked.prediction(item)
+    crop = asked.crop(item)
     score = item.score if math.isfinite(item.score) else None
     regions = [_patch(item, crop)]
-    for train_id in np.unique(labels[labels < len(asked.classes)]).tolist():
-        mask = np.zeros((crop.height, crop.width), bool)
-        mask[item.box.within(crop)] = labels == train_id
+    for train_id, _, mask in pieces(item, asked):
         value = {"format": "rle", "rle": brush.encode(mask), "brushlabels": [asked.classes[train_id]]}
         regions.append(_region(f"p{item.patch}c{train_id}", "brush", "brushlabels", value, crop))
     return {

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked, Pixels
-from meal_gpu.annotate.coco import blank, matching
+from meal_gpu.annotate.crops import blank, matching
 from meal_gpu.errors import DataError
 
 _BACKGROUND = "background"
@@ -44,9 +44,7 @@ def write(asked: Asked, out: Path) -> list[Path]:
         names = "".join(f"{item.name}\n" for item in asked.items)
         _add(archive, "ImageSets/Segmentation/default.txt", names.encode())
         for item in asked.items:
-            crop = asked.crop(item)
-            labels = np.full((crop.height, crop.width), VOID, np.uint8)
-            labels[item.box.within(crop)] = asked.prediction(item)
+            labels = asked.prelabel(item)
             objects = np.where(labels < len(colors), labels + np.uint8(1), np.uint8(0))
             _add(archive, f"{_FOLDER}/{item.name}.png", _png(table[labels]))
             _add(archive, f"SegmentationObject/{item.name}.png", _png(object_table[objects]))

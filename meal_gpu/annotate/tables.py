@@ -14,11 +14,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
-from meal_gpu.annotate.asked import VOID, Asked, Box, Item
+from meal_gpu.annotate.asked import Asked, Box, Item
 from meal_gpu.annotate.labels import classes_text
 
 COLUMNS = (
@@ -42,10 +41,8 @@ def write(asked: Asked, out: Path, *, form: str) -> list[Path]:
     content = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[form](rows)
     (out / "masks").mkdir(parents=True)
     written = []
-    for item, box, pixels in asked.crops():
-        labels = np.full((box.height, box.width), VOID, np.uint8)
-        labels[item.box.within(box)] = asked.prediction(item)
-        for folder, values in (("images", pixels), ("prelabels", labels)):
+    for item, _, pixels in asked.crops():
+        for folder, values in (("images", pixels), ("prelabels", asked.prelabel(item))):
             path = out / folder / f"{item.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(path)

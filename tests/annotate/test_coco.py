@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,38 +130,6 @@ def test_a_rectangle_is_filled(asked: Asked, tmp_path: Path) -> None:
     expected = np.full((15, 19), VOID, np.uint8)
     expected[2:5, 1:5] = 2
     assert np.array_equal(read(document, asked)[0].labels, expected)
-
-
-def of_two_folders(asked: Asked) -> Asked:
-    """The first and the second patch have crops of one name in two folders."""
-    second = asked.items[1]
-    return replace(asked, items=(replace(second, patch=7, image="seq 2/ä.b.png"), *asked.items[1:]))
-
-
-@pytest.mark.parametrize(
-    ("called", "patch"),
-    [
-        ("ä.b__l16_t0_r32_b12.png", 1),  # as CVAT calls a single file
-        ("images/ä.b__l16_t0_r32_b12.png", 1),
-        ("images/0a1b2c3d-ä.b__l16_t0_r32_b12.png", 1),  # as Label Studio calls what is uploaded
-        ("/data/upload/3/0a1b2c3d-ä.b__l16_t0_r32_b12.jpg", 1),
-        ("0a1b2c3d-c__l0_t12_r16_b24.png", 6),
-        ("0A1B2C3D-c__l0_t12_r16_b24.png", None),
-        ("seq 3/ä.b__l16_t0_r32_b12.png", None),  # another frame
-        ("b__l16_t0_r32_b12.png", None),
-    ],
-)
-def test_names_that_tools_change_are_known(asked: Asked, called: str, patch: int | None) -> None:
-    item = asked.by_name.get(coco.matching(called, asked))
-    assert (None if item is None else item.patch) == patch
-
-
-def test_a_name_that_two_crops_may_have_is_refused(asked: Asked) -> None:
-    two = of_two_folders(asked)
-    for called in ("ä.b__l16_t0_r32_b12", "images/0a1b2c3d-ä.b__l16_t0_r32_b12"):
-        assert coco.matching(f"{called}.png", two) == called
-        assert called not in two.by_name
-    assert coco.matching("seq 2/ä.b__l16_t0_r32_b12.png", two) == two.items[0].name
 
 
 CHANGES: list[tuple[str, Any, str]] = [
