@@ -268,7 +268,7 @@ def export(
         send = push_cvat.push
         if to == "label-studio":
             send = partial(push_label_studio.push, predictions=predictions)
-        sent = send(asked, target, url=push, token=token, project=project, context=asked.context)
+        sent = send(asked, target, url=push, token=token, project=project)
         typer.echo(f"pushed: {sent}")
 
 

@@ -158,9 +158,9 @@ class Asked:
         """RGB by train id."""
         return palette.generate(len(self.classes))
 
-    def crop(self, item: Item, context: int) -> Box:
+    def crop(self, item: Item) -> Box:
         """What an annotator sees: the patch with `context` pixels around it, inside the frame."""
-        return item.box.grown(context, self.size)
+        return item.box.grown(self.context, self.size)
 
     def prediction(self, item: Item) -> Pixels:
         """[height, width] uint8 train ids that the model predicts for the patch; 255 where it must not.
@@ -174,7 +174,14 @@ class Asked:
         except DataError as error:
             raise DataError(f"{path}: {error}; restore the query folder") from error
 
-    def crops(self, context: int) -> Iterator[tuple[Item, Box, Pixels]]:
+    def prelabel(self, item: Item) -> Pixels:
+        """uint8 [h, w] of the crop: the prediction, void around it. Raises as `prediction`."""
+        crop = self.crop(item)
+        labels = np.full((crop.height, crop.width), VOID, np.uint8)
+        labels[item.box.within(crop)] = self.prediction(item)
+        return labels
+
+    def crops(self) -> Iterator[tuple[Item, Box, Pixels]]:
         """Every item with its crop and the crop's RGB pixels [h, w, 3]; each frame is opened once.
 
         Raises:
@@ -186,7 +193,7 @@ class Asked:
         for file, items in by_file.items():
             frame = read_frame(file, self.size)
             for item in items:
-                box = self.crop(item, context)
+                box = self.crop(item)
                 yield item, box, frame[box.top : box.bottom, box.left : box.right]
 
     def write_into(self, folder: Path, predictions: Sequence[Pixels]) -> None:

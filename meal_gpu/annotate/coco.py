@@ -8,40 +8,33 @@ Both ways an image is known by its file_name, so that tools may number images an
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked, Pixels
+from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Pixels
 from meal_gpu.annotate.brush import filled
+from meal_gpu.annotate.crops import MALFORMED, blank, class_id, documents, matching, pieces, said, save_crops
 from meal_gpu.annotate.rle import mask_of, runs
 from meal_gpu.errors import DataError
 
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
-"""What values of a wrong type or range raise while a tool's file is read."""
 
-_DEPTH = 64  # folders and file of the longest name that is looked for
-_UPLOADED = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]*$)")  # what Label Studio puts before a file's name
-
-
-def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
-    """Write crops with `context` pixels around each patch, and predictions; the files written, crops first.
+def write(asked: Asked, out: Path) -> list[Path]:
+    """Write crops with `asked.context` pixels around each patch, and predictions; the files, crops first.
 
     Each image also holds its patch, frame, box [left, top, right, bottom] and score under "meal_gpu".
 
     Raises:
         DataError: a frame or prediction cannot be read.
     """
-    written = save_crops(asked, out, context=context)
+    written = save_crops(asked, out)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, item in enumerate(asked.items, 1):
-        crop = asked.crop(item, context)
+        crop = asked.crop(item)
         own = {
             "patch": item.patch, "frame": item.image, "box": list(item.box),
             "score": item.score if math.isfinite(item.score) else None,
@@ -52,18 +45,14 @@ def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
                 "meal_gpu": own,
             }
         )  # fmt: skip
-        labels = np.full((crop.height, crop.width), VOID, np.uint8)
-        labels[item.box.within(crop)] = asked.prediction(item)
-        for train_id in np.unique(labels[labels < len(asked.classes)]).tolist():
-            mask = labels == train_id
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            left, top = int(columns[0]), int(rows[0])
+        for train_id, box, mask in pieces(item, asked):
+            rows, columns = box.within(crop)
             annotations.append(
                 {
                     "id": len(annotations) + 1, "image_id": number, "category_id": train_id + 1,
                     "segmentation": {"size": list(mask.shape), "counts": runs(mask.T.reshape(-1)).tolist()},
                     "area": int(mask.sum()),
-                    "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+                    "bbox": [columns.start, rows.start, box.width, box.height],
                     "iscrowd": 1,
                 }
             )  # fmt: skip
@@ -78,7 +67,7 @@ def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
     return [*written, path]
 
 
-def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[Answer]:
+def read(files: Mapping[str, bytes], asked: Asked) -> Iterator[Answer]:
     """The labels of every image in the one COCO file among `files`.
 
     Masks are painted in the file's order, later ones on top; categories are known by name. Polygons hold the
@@ -113,7 +102,7 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
     for key, entry in images.items():
         crop_name = matching(file_names[key], asked)
         try:
-            labels = _painted(entry, drawn[key], categories, asked, crop_name, context)
+            labels = _painted(entry, drawn[key], categories, asked, crop_name)
         except MALFORMED as error:
             yield Answer(crop_name, None, said(error))
         else:
@@ -121,10 +110,10 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
 
 
 def _painted(
-    image: Any, annotations: list[Any], categories: dict[Any, Any], asked: Asked, name: str, context: int
+    image: Any, annotations: list[Any], categories: dict[Any, Any], asked: Asked, name: str
 ) -> Pixels:
     """The labels of one image. Raises DataError, or one of `MALFORMED`, where it has none."""
-    labels = blank(asked, name, context, (image["height"], image["width"]))
+    labels = blank(asked, name, (image["height"], image["width"]))
     for annotation in annotations:
         category = categories.get(annotation["category_id"])
         if category is None:
@@ -184,82 +173,3 @@ def _uncompressed(text: str) -> list[int]:
     if shift:
         raise DataError("truncated compressed RLE")
     return lengths
-
-
-def save_crops(asked: Asked, out: Path, *, context: int) -> list[Path]:
-    """OUT/images/NAME.png for every item; the files, in the order of frames."""
-    written = []
-    for item, _, pixels in asked.crops(context):
-        path = out / "images" / f"{item.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-        written.append(path)
-    return written
-
-
-def documents(files: Mapping[str, bytes]) -> Iterator[tuple[str, Any]]:
-    """The .json files by name, parsed. Raises DataError where one is damaged."""
-    for name, content in files.items():
-        if name.lower().endswith(".json"):
-            try:
-                yield name, json.loads(content)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{name}: truncated or not JSON ({error})") from error
-
-
-def matching(file_name: str, asked: Asked) -> str:
-    """The name of the crop that a tool calls `file_name`, however many folders it put in front.
-
-    Tools that flatten folders (CVAT, of single files) leave the last part of the name: where one crop alone
-    has it, and no folder but `images` says otherwise, that is the crop. An unknown name is returned as it is.
-    """
-    path = file_name.replace("\\", "/")
-    stem, dot, suffix = path.rpartition(".")
-    names = [stem, path] if dot and "/" not in suffix else [path]
-    uploaded = [_UPLOADED.sub("", name) for name in names if _UPLOADED.search(name)]
-    for candidate in (*names, *uploaded):
-        parts = candidate.split("/")
-        for first in range(max(0, len(parts) - _DEPTH), len(parts)):
-            if (name := "/".join(parts[first:])) in asked.by_name:
-                return name
-    flat = [name for name in names if name.rpartition("/")[0].rsplit("/", 1)[-1] in ("", "images")]
-    for candidate in (*flat, *uploaded):
-        if item := asked.by_last.get(candidate.rsplit("/", 1)[-1]):
-            return item.name
-    return names[0]
-
-
-def blank(asked: Asked, name: str, context: int, size: tuple[Any, Any]) -> Pixels:
-    """Void labels of a crop that a tool says has `size`. Raises DataError unless it has and is asked for."""
-    item = asked.by_name.get(name)
-    if item is None:
-        last = name.rsplit("/", 1)[-1]
-        several = last in asked.by_last and asked.by_last[last] is None
-        raise DataError(
-            "two crops of the query end in this name; upload the whole folder or a .zip, so that theirs stay"
-            if several
-            else "not asked for in this query"
-        )
-    crop = asked.crop(item, context)
-    if size != (crop.height, crop.width):
-        raise DataError(
-            f"an image of {size[0]}×{size[1]} pixels (height × width) found, "
-            f"{crop.height}×{crop.width} expected"
-        )
-    return np.full((crop.height, crop.width), VOID, np.uint8)
-
-
-def class_id(label: Any, asked: Asked) -> int:
-    """The train id of a class. Raises DataError, with those there are, where there is none."""
-    if label not in asked.classes:
-        raise DataError(f"unknown class {label!r}; known: {', '.join(asked.classes)}")
-    return asked.classes.index(label)
-
-
-def said(error: Exception) -> str:
-    """One line: what a DataError says, else what was met where something else belongs."""
-    return (
-        str(error)
-        if isinstance(error, DataError)
-        else f"not as the format says: {error!r}".replace("\n", " ")
-    )

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Box, Item, Pixels
+from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Item, Pixels
 from meal_gpu.annotate.brush import filled
-from meal_gpu.annotate.coco import blank, class_id, matching, save_crops
+from meal_gpu.annotate.crops import blank, class_id, matching, pieces, save_crops
 from meal_gpu.annotate.rle import mask_of, runs
 from meal_gpu.errors import DataError
 
@@ -27,13 +27,13 @@ _PATCH_LAYER = "-1"  # below what is drawn, which starts at 0: no click on a mas
 _SHAPES = ("mask", "polygon", "box", "polyline", "points", "ellipse", "cuboid", "skeleton")
 
 
-def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
-    """Write crops with `context` pixels around each patch, and predictions; the files written, crops first.
+def write(asked: Asked, out: Path) -> list[Path]:
+    """Write crops with `asked.context` pixels around each patch, and predictions; the files, crops first.
 
     Raises:
         DataError: a frame or prediction cannot be read.
     """
-    written = save_crops(asked, out, context=context)
+    written = save_crops(asked, out)
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
@@ -47,7 +47,7 @@ def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
             ET.SubElement(element, key).text = label[key]
         ET.SubElement(element, "attributes")
     for number, item in enumerate(asked.items):
-        root.append(_image(number, item, asked.prediction(item), asked, asked.crop(item, context)))
+        root.append(_image(number, item, asked))
     ET.indent(root)
     annotations, constructor = out / "annotations.xml", out / "labels.json"
     annotations.write_bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
@@ -64,7 +64,8 @@ def labels(asked: Asked) -> list[dict[str, Any]]:
     return [{"name": name, "color": color, "type": kind, "attributes": []} for name, color, kind in kinds]
 
 
-def _image(number: int, item: Item, predicted: Pixels, asked: Asked, crop: Box) -> ET.Element:
+def _image(number: int, item: Item, asked: Asked) -> ET.Element:
+    crop = asked.crop(item)
     image = ET.Element(
         "image",
         {
@@ -82,24 +83,22 @@ def _image(number: int, item: Item, predicted: Pixels, asked: Asked, crop: Box) 
         | {key: f"{value:.2f}" for key, value in corners.items()}
         | {"z_order": _PATCH_LAYER},
     )
-    for train_id in np.unique(predicted[predicted < len(asked.classes)]).tolist():
-        mask = predicted == train_id
-        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        inside = mask[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+    for train_id, box, mask in pieces(item, asked):
+        rows, columns = box.within(crop)
         ET.SubElement(
             image,
             "mask",
             {"label": asked.classes[train_id], **common}
             | {
-                "rle": ", ".join(map(str, runs(inside.reshape(-1)).tolist())),
-                "left": str(columns.start + int(x[0])), "top": str(rows.start + int(y[0])),
-                "width": str(inside.shape[1]), "height": str(inside.shape[0]), "z_order": "0",
+                "rle": ", ".join(map(str, runs(mask[rows, columns].reshape(-1)).tolist())),
+                "left": str(columns.start), "top": str(rows.start),
+                "width": str(box.width), "height": str(box.height), "z_order": "0",
             },
         )  # fmt: skip
     return image
 
 
-def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[Answer]:
+def read(files: Mapping[str, bytes], asked: Asked) -> Iterator[Answer]:
     """The labels of every image in `annotations.xml`, or the one .xml file there is.
 
     Shapes are painted from the lowest z_order up, in the file's order where it is the same. Polygons and
@@ -116,7 +115,7 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
             raise DataError(f"{name}: an image without a name; export it again as CVAT for images 1.1")
         crop_name = matching(image.attrib["name"], asked)
         try:
-            yield Answer(crop_name, _painted(image, asked, crop_name, context))
+            yield Answer(crop_name, _painted(image, asked, crop_name))
         except DataError as error:
             yield Answer(crop_name, None, str(error))
 
@@ -141,9 +140,9 @@ def _parsed(files: Mapping[str, bytes]) -> tuple[str, ET.Element]:
     return name, root
 
 
-def _painted(image: ET.Element, asked: Asked, name: str, context: int) -> Pixels:
+def _painted(image: ET.Element, asked: Asked, name: str) -> Pixels:
     """The labels of one image. Raises DataError where it has none."""
-    painted = blank(asked, name, context, (_whole(image, "height"), _whole(image, "width")))
+    painted = blank(asked, name, (_whole(image, "height"), _whole(image, "width")))
     shapes = [shape for shape in image if shape.tag in _SHAPES and shape.get("label") != PATCH_LABEL]
     for shape in sorted(shapes, key=lambda shape: _whole(shape, "z_order", "0")):
         train_id = class_id(shape.get("label"), asked)

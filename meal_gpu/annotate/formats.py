@@ -8,7 +8,7 @@ from meal_gpu import atomic
 from meal_gpu.annotate import coco, cvat, label_studio, segmentation_mask, tables
 from meal_gpu.annotate.asked import Asked
 
-Writer = Callable[..., list[Path]]
+Writer = Callable[[Asked, Path], list[Path]]
 
 WRITERS: dict[str, Writer] = {
     "cvat": cvat.write,
@@ -19,7 +19,7 @@ WRITERS: dict[str, Writer] = {
     "jsonl": partial(tables.write, form="jsonl"),
     "parquet": partial(tables.write, form="parquet"),
 }
-"""By name: (asked, out, *, context) -> the files written."""
+"""By name: (asked, out) -> the files written."""
 
 TRAINING = ("smp", "mmseg", "nnunet")
 """What finished labels are exported to."""
@@ -42,5 +42,5 @@ def export(asked: Asked, out: Path, *, form: str) -> list[Path]:
     """Write a query for a tool into a new or empty folder. Raises RunError where it cannot be written."""
     atomic.require_new(out)
     with atomic.filled(out) as aside:
-        written = WRITERS[form](asked, aside, context=asked.context)
+        written = WRITERS[form](asked, aside)
     return [out / path.relative_to(aside) for path in written]

@@ -15,7 +15,7 @@ from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.ledger import UNLABELLED, Ledger
 
-Reader = Callable[..., Iterator[Answer]]
+Reader = Callable[[Mapping[str, bytes], Asked], Iterator[Answer]]
 
 READERS: dict[str, Reader] = {
     "cvat": cvat.read,
@@ -24,7 +24,7 @@ READERS: dict[str, Reader] = {
     "coco": coco.read,
     "masks": masks.read,
 }
-"""By name: (files, asked, *, context) -> answers."""
+"""By name: (files, asked) -> answers."""
 
 FIFTYONE = "fiftyone"
 """Not files but the dataset of that name."""
@@ -89,15 +89,15 @@ def ingest(
 def read(asked: Asked, answers: Path, *, form: str = "auto") -> Iterator[Answer]:
     """The answers in what a tool gave back, as they are."""
     if form == FIFTYONE:
-        yield from voxel51.read(str(answers), asked, context=asked.context)
+        yield from voxel51.read(str(answers), asked)
         return
     if form not in ("auto", *READERS):
         raise ConfigError(f"format {form!r} is unknown; known: auto, {', '.join(READERS)}, {FIFTYONE}")
-    pixels = sum(box.width * box.height for box in (asked.crop(item, asked.context) for item in asked.items))
+    pixels = sum(box.width * box.height for box in map(asked.crop, asked.items))
     files = received.files(answers, limit=_FLOOR + _PER_PIXEL * pixels)
     chosen = _detect(files, answers) if form == "auto" else form
     try:
-        yield from READERS[chosen](files, asked, context=asked.context)
+        yield from READERS[chosen](files, asked)
     except DataError as error:
         text = str(error)
         raise DataError(text if text.startswith(str(answers)) else f"{answers}: {text}") from error
@@ -191,7 +191,7 @@ def _is_there(store: LabelStore, item: Item, labels: np.ndarray, steps: np.ndarr
 
 def _fit(labels: np.ndarray, item: Item, asked: Asked) -> tuple[str | None, np.ndarray | None]:
     """The patch's own part of a mask, or why it is none."""
-    crop, box = asked.crop(item, asked.context), item.box
+    crop, box = asked.crop(item), item.box
     if labels.shape == (crop.height, crop.width):
         inside = labels[box.within(crop)]
     elif labels.shape == (box.height, box.width):

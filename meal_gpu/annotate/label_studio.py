@@ -23,24 +23,24 @@ from numpy.typing import NDArray
 
 from meal_gpu.annotate import brush
 from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Box, Item, Pixels
-from meal_gpu.annotate.coco import MALFORMED, blank, class_id, documents, matching, said, save_crops
+from meal_gpu.annotate.crops import MALFORMED, blank, class_id, documents, matching, pieces, said, save_crops
 from meal_gpu.errors import DataError
 
 _LOCAL_FILES = "/data/local-files/?d="
 _DRAWN = ("brushlabels", "polygonlabels", "rectanglelabels")
 
 
-def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
-    """Write crops with `context` pixels around each patch, tasks and config; the files written, crops first.
+def write(asked: Asked, out: Path) -> list[Path]:
+    """Write crops with `asked.context` pixels around each patch, tasks and config; the files, crops first.
 
     Raises:
         DataError: a frame or prediction cannot be read.
     """
-    written = save_crops(asked, out, context=context)
+    written = save_crops(asked, out)
     lines = []
     for item in asked.items:
         image = _LOCAL_FILES + quote(f"images/{item.name}.png")
-        lines.append(json.dumps(task(item, asked, image, context=context), ensure_ascii=False))
+        lines.append(json.dumps(task(item, asked, image), ensure_ascii=False))
     tasks, settings = out / "tasks.json", out / "config.xml"
     tasks.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     settings.write_text(config(asked), encoding="utf-8")
@@ -70,14 +70,12 @@ def config(asked: Asked) -> str:
     return "\n".join(lines) + "\n"
 
 
-def task(item: Item, asked: Asked, image: str, *, context: int) -> dict[str, Any]:
+def task(item: Item, asked: Asked, image: str) -> dict[str, Any]:
     """One task: `image` is the address of its crop. Raises DataError where its prediction cannot be read."""
-    crop, labels = asked.crop(item, context), asked.prediction(item)
+    crop = asked.crop(item)
     score = item.score if math.isfinite(item.score) else None
     regions = [_patch(item, crop)]
-    for train_id in np.unique(labels[labels < len(asked.classes)]).tolist():
-        mask = np.zeros((crop.height, crop.width), bool)
-        mask[item.box.within(crop)] = labels == train_id
+    for train_id, _, mask in pieces(item, asked):
         value = {"format": "rle", "rle": brush.encode(mask), "brushlabels": [asked.classes[train_id]]}
         regions.append(_region(f"p{item.patch}c{train_id}", "brush", "brushlabels", value, crop))
     return {
@@ -118,7 +116,7 @@ def _region(key: str, control: str, kind: str, value: dict[str, Any], crop: Box)
     }  # fmt: skip
 
 
-def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[Answer]:
+def read(files: Mapping[str, bytes], asked: Asked) -> Iterator[Answer]:
     """The labels of every annotated task in the one Label Studio export ("JSON") among `files`.
 
     Of several annotations the one changed last counts; skipped ones and predictions do not. Brush, polygon
@@ -141,7 +139,7 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
             annotation = _newest(entry.get("annotations") or [])
             if annotation is None:
                 continue
-            labels = _painted(annotation["result"], asked, crop_name, context)
+            labels = _painted(annotation["result"], asked, crop_name)
         except MALFORMED as error:
             yield Answer(crop_name, None, said(error))
         else:
@@ -174,11 +172,11 @@ def _newest(annotations: list[Any]) -> dict[str, Any] | None:
     return kept[max(stamps)[1]] if stamps else None
 
 
-def _painted(regions: Any, asked: Asked, name: str, context: int) -> Pixels:
+def _painted(regions: Any, asked: Asked, name: str) -> Pixels:
     """The labels of one annotation. Raises DataError, or one of `MALFORMED`, where it has none."""
     item = asked.by_name.get(name)
-    crop = asked.crop(item, context) if item else Box(0, 0, 0, 0)
-    labels = blank(asked, name, context, (crop.height, crop.width))
+    crop = asked.crop(item) if item else Box(0, 0, 0, 0)
+    labels = blank(asked, name, (crop.height, crop.width))
     for region in regions:
         kind, value = region["type"], region.get("value")
         if kind not in _DRAWN:
@@ -193,7 +191,7 @@ def _painted(regions: Any, asked: Asked, name: str, context: int) -> Pixels:
         if len(named) != 1:
             raise DataError(f"a region with {len(named)} classes; each has one")
         train_id = class_id(named[0], asked)
-        blank(asked, name, context, (region["original_height"], region["original_width"]))
+        blank(asked, name, (region["original_height"], region["original_width"]))
         if region.get("image_rotation"):
             raise DataError(
                 f"drawn on an image turned by {region['image_rotation']}°; turn it back and draw anew"

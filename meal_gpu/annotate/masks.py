@@ -13,7 +13,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TABLES = ("query.csv", "query.jsonl", "query.parquet")
 
 
-def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[Answer]:
+def read(files: Mapping[str, bytes], asked: Asked) -> Iterator[Answer]:
     """The mask in every .png among `files`, of the size of its crop or of its patch alone.
 
     A name is that of a crop as it stands, or without the first of its folders, one after another. Where the
@@ -36,7 +36,7 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
             yield Answer(crop, None, f"a {suffix} image; masks are 8-bit grey or palette PNG files of ids")
         else:
             try:
-                yield Answer(crop, _decoded(content, item, asked, context))
+                yield Answer(crop, _decoded(content, item, asked))
             except DataError as error:
                 yield Answer(crop, None, str(error))
 
@@ -61,8 +61,8 @@ def _crop(path: PurePosixPath, asked: Asked) -> str:
     return path.as_posix()
 
 
-def _decoded(content: bytes, item: Item, asked: Asked, context: int) -> Pixels:
-    crop = asked.crop(item, context)
+def _decoded(content: bytes, item: Item, asked: Asked) -> Pixels:
+    crop = asked.crop(item)
     sizes = [(crop.height, crop.width), (item.box.height, item.box.width)]
     if not content.startswith(_SIGNATURE) or len(content) < 24:
         raise DataError("truncated, damaged or no PNG; masks are 8-bit grey or palette PNG files of ids")

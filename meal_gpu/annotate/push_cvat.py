@@ -15,18 +15,15 @@ from meal_gpu.errors import DataError, RunError, UnavailableError
 _QUALITY = 95  # of the JPEG pictures that annotators see; CVAT's SDK asks for 70
 
 
-def push(
-    asked: Asked, out: Path, *, url: str, token: str, project: str, context: int, poll_seconds: float = 2
-) -> int:
+def push(asked: Asked, out: Path, *, url: str, token: str, project: str, poll_seconds: float = 2) -> int:
     """Make one task of a query, "PROJECT step N", in the project of that name, created where there is none.
 
     The crops travel in one zip file, because CVAT keeps no folders of single files. A task that cannot be
     filled is removed again, so that a push that failed may be repeated.
 
     Args:
-        out: a folder that `cvat.write` filled for the same query and context, or that it fills now.
+        out: a folder that `cvat.write` filled for the same query, or that it fills now.
         token: a personal access token; goes nowhere but to `url`.
-        context: pixels around each patch that annotators see.
         poll_seconds: between two questions whether the server is done.
 
     Returns:
@@ -47,7 +44,7 @@ def push(
     annotations = out / "annotations.xml"
     if not annotations.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        cvat.write(asked, out, context=context)
+        cvat.write(asked, out)
     with _explained(url), TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.zip"
         _pack(asked, out, images)

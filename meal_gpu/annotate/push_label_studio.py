@@ -19,9 +19,7 @@ _PNG = "data:image/png;base64,"
 _REQUEST_BYTES = 16 << 20  # the server takes 200 MB; a smaller request fails sooner where a proxy is stricter
 
 
-def push(
-    asked: Asked, out: Path, *, url: str, token: str, project: str, context: int, predictions: bool = True
-) -> int:
+def push(asked: Asked, out: Path, *, url: str, token: str, project: str, predictions: bool = True) -> int:
     """Make tasks of a query in the project of that title, which is created where there is none.
 
     The SDK uploads no files, so each crop travels within its task, as a data: URI. A crop that the project
@@ -34,7 +32,6 @@ def push(
     Args:
         out: where config.xml is written, for the record.
         token: of an account; goes nowhere but to `url`.
-        context: pixels around each patch that annotators see.
 
     Returns:
         How many tasks were made.
@@ -64,7 +61,7 @@ def push(
         number = _project(client, project, config)
         tasks = (entry.data or {} for entry in client.tasks.list(project=number, page_size=100))
         there = {data["patch"]: data.get("image") for data in tasks if data.get("patch") in asked.by_name}
-        for batch in _batches(asked, context, there, predictions=predictions):
+        for batch in _batches(asked, there, predictions=predictions):
             client.projects.import_tasks(number, request=batch, return_task_ids=True)
             made += len(batch)
     except ApiError as error:
@@ -106,16 +103,14 @@ def _same(theirs: str, ours: str) -> bool:
         return False
 
 
-def _batches(
-    asked: Asked, context: int, there: dict[str, Any], *, predictions: bool
-) -> Iterator[list[dict[str, Any]]]:
+def _batches(asked: Asked, there: dict[str, Any], *, predictions: bool) -> Iterator[list[dict[str, Any]]]:
     """The tasks that are not there yet, in requests of some megabytes.
 
     Raises RunError where another image is there by the name of a crop.
     """
     batch: list[dict[str, Any]] = []
     size = 0
-    for item, _, pixels in asked.crops(context):
+    for item, _, pixels in asked.crops():
         if item.name in there:
             if not _shows(there[item.name], pixels):
                 raise RunError(
@@ -124,7 +119,7 @@ def _batches(
                 )
             continue
         image = _uri(pixels)
-        entry = label_studio.task(item, asked, image, context=context)
+        entry = label_studio.task(item, asked, image)
         if not predictions:
             del entry["predictions"]
         else:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked, Pixels
-from meal_gpu.annotate.coco import blank, matching
+from meal_gpu.annotate.crops import blank, matching
 from meal_gpu.errors import DataError
 
 _BACKGROUND = "background"
@@ -25,7 +25,7 @@ _NOTHING = (_BACKGROUND, PATCH_LABEL)  # CVAT exports rectangles too, as filled 
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
+def write(asked: Asked, out: Path) -> list[Path]:
     """Write segmentation_mask.zip: predictions, to be imported into a task that has the crops.
 
     Raises:
@@ -44,9 +44,7 @@ def write(asked: Asked, out: Path, *, context: int) -> list[Path]:
         names = "".join(f"{item.name}\n" for item in asked.items)
         _add(archive, "ImageSets/Segmentation/default.txt", names.encode())
         for item in asked.items:
-            crop = asked.crop(item, context)
-            labels = np.full((crop.height, crop.width), VOID, np.uint8)
-            labels[item.box.within(crop)] = asked.prediction(item)
+            labels = asked.prelabel(item)
             objects = np.where(labels < len(colors), labels + np.uint8(1), np.uint8(0))
             _add(archive, f"{_FOLDER}/{item.name}.png", _png(table[labels]))
             _add(archive, f"SegmentationObject/{item.name}.png", _png(object_table[objects]))
@@ -93,7 +91,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(member, content, zipfile.ZIP_DEFLATED)
 
 
-def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[Answer]:
+def read(files: Mapping[str, bytes], asked: Asked) -> Iterator[Answer]:
     """The labels of every PNG file, in colours or of a palette, in SegmentationClass.
 
     Colours mean what labelmap.txt says; "background" and the patch rectangle are void.
@@ -115,7 +113,7 @@ def read(files: Mapping[str, bytes], asked: Asked, *, context: int) -> Iterator[
         found += 1
         name = matching("/".join(parts[parts.index(_FOLDER) + 1 :]), asked)
         try:
-            packed = _packed(content, asked, name, context)
+            packed = _packed(content, asked, name)
             yield Answer(name, _translated(packed, known, ids, names, asked))
         except DataError as error:
             yield Answer(name, None, str(error))
@@ -143,11 +141,11 @@ def _labelmap(files: Mapping[str, bytes]) -> dict[int, str]:
     return labels
 
 
-def _packed(content: bytes, asked: Asked, name: str, context: int) -> NDArray[np.uint32]:
+def _packed(content: bytes, asked: Asked, name: str) -> NDArray[np.uint32]:
     """The colours [h, w] of a PNG file, 0xRRGGBB; nothing is decoded of one that has another size."""
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            blank(asked, name, context, (image.height, image.width))
+            blank(asked, name, (image.height, image.width))
             rgb = np.asarray(image.convert("RGB"), np.uint32)
     except DataError:
         raise

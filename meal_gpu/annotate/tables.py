@@ -14,11 +14,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
-from meal_gpu.annotate.asked import VOID, Asked, Box, Item
+from meal_gpu.annotate.asked import Asked, Box, Item
 from meal_gpu.annotate.labels import classes_text
 
 COLUMNS = (
@@ -29,24 +28,21 @@ COLUMNS = (
 where it ranks nothing; crop, prelabel and mask are paths relative to the table."""
 
 
-def write(asked: Asked, out: Path, *, context: int, form: str) -> list[Path]:
-    """Write table, crops and pre-labels into `out`; the files written, crops and pre-labels first.
+def write(asked: Asked, out: Path, *, form: str) -> list[Path]:
+    """Write crops with `asked.context` pixels around each patch, pre-labels and table; the files, table last.
 
     Args:
-        context: pixels that crops show around each patch.
         form: "csv", "jsonl" or "parquet".
 
     Raises:
         DataError: a frame or prediction cannot be read.
     """
-    rows = [_row(rank, item, asked.crop(item, context)) for rank, item in enumerate(asked.items)]
+    rows = [_row(rank, item, asked.crop(item)) for rank, item in enumerate(asked.items)]
     content = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[form](rows)
     (out / "masks").mkdir(parents=True)
     written = []
-    for item, box, pixels in asked.crops(context):
-        labels = np.full((box.height, box.width), VOID, np.uint8)
-        labels[item.box.within(box)] = asked.prediction(item)
-        for folder, values in (("images", pixels), ("prelabels", labels)):
+    for item, _, pixels in asked.crops():
+        for folder, values in (("images", pixels), ("prelabels", asked.prelabel(item))):
             path = out / folder / f"{item.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(path)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked, Box, Item, Pixels
+from meal_gpu.annotate.crops import class_id, pieces
 from meal_gpu.errors import DataError, MealGpuError, RunError, UnavailableError
 from meal_gpu.grid import Grid
 from meal_gpu.images.content import is_url
@@ -39,8 +40,10 @@ def samples(asked: Asked) -> list[Any]:
             more = {"rank": rank[item.name], "score": _finite(item.score), "clicks": item.clicks}
             box = _relative(item.box, asked.size)
             query.append(fo.Detection(label=PATCH_LABEL, bounding_box=box, patch=item.patch, **more))
-            for train_id, part, mask in _pieces(asked.prediction(item), item.box, len(asked.classes)):
+            crop = asked.crop(item)
+            for train_id, part, where in pieces(item, asked):
                 label, box = asked.classes[train_id], _relative(part, asked.size)
+                mask = where[part.within(crop)]
                 predictions.append(fo.Detection(label=label, bounding_box=box, mask=mask, patch=item.patch))
         sample["query"] = fo.Detections(detections=query)
         sample["predictions"] = fo.Detections(detections=predictions)
@@ -65,7 +68,7 @@ def export(asked: Asked, name: str) -> None:
         dataset.add_samples(made, dynamic=True)
 
 
-def read(name: str, asked: Asked, *, context: int = 0) -> Iterator[Answer]:
+def read(name: str, asked: Asked) -> Iterator[Answer]:
     """Finished patches of a dataset; see `answers`. Raises as `export`; DataError: it is not there."""
     fo = _library()
     with _database():
@@ -161,16 +164,6 @@ def pool_samples(
     return made, points
 
 
-def _pieces(labels: Pixels, box: Box, classes: int) -> Iterator[tuple[int, Box, np.ndarray]]:
-    """Every class in a patch, with the least box around its pixels and which of these they are."""
-    for train_id in np.unique(labels[labels < classes]).tolist():
-        mask = labels == train_id
-        (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
-        inside = mask[top : bottom + 1, left : right + 1]
-        start = box.left + int(left), box.top + int(top)
-        yield train_id, Box(*start, start[0] + inside.shape[1], start[1] + inside.shape[0]), inside
-
-
 def _painted(drawn: Iterable[Any], item: Item, asked: Asked) -> Pixels:
     """What is drawn inside a patch. Raises DataError."""
     labels = np.full((item.box.height, item.box.width), VOID, np.uint8)
@@ -188,14 +181,13 @@ def _painted(drawn: Iterable[Any], item: Item, asked: Asked) -> Pixels:
         mask = detection.get_mask()
         if mask is None:
             raise DataError(f"a box of {detection.label!r} without a mask; draw its pixels")
-        if detection.label not in asked.classes:
-            raise DataError(f"unknown class {detection.label!r}; known: {', '.join(asked.classes)}")
+        train_id = class_id(detection.label, asked)
         pixels = np.asarray(mask) > 0
         if pixels.shape != (box.height, box.width):  # drawn at another scale
             pixels = np.array(
                 Image.fromarray(pixels).resize((box.width, box.height), Image.Resampling.NEAREST)
             )
-        labels[part.within(item.box)][pixels[part.within(box)]] = asked.classes.index(detection.label)
+        labels[part.within(item.box)][pixels[part.within(box)]] = train_id
     return labels
 
 

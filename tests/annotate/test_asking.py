@@ -361,7 +361,7 @@ def test_a_query_holds_in_every_working_directory(
     monkeypatch.chdir(frames.parent)
     asked = ask("relative", "-n", 3, "--strategy", "random", images=frames.name)
     assert [item.file for item in asked.items] == [item.file for item in whole.items]
-    assert len(list(asked.crops(0))) == 3
+    assert len(list(asked.crops())) == 3
 
 
 def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(

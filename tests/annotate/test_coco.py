@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ GRID = Grid(2, 2, 24, 32)
 SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
-def asked_of(folder: Path, seed: int = 0) -> Asked:
+def asked_of(folder: Path, seed: int = 0, context: int = 3) -> Asked:
     """A query of three patches of two frames, one in a folder; some predicted pixels are void."""
     rng = np.random.default_rng(seed)
     names = ("seq 1/ä.b.png", "c.png")
@@ -35,9 +34,9 @@ def asked_of(folder: Path, seed: int = 0) -> Asked:
         name = names[patch // 4]
         box = Box(*map(int, GRID.boxes([patch])[0]))
         items.append(Item(patch, name, str(folder / name), box, score, 10.0, 20.5))
-    asked = Asked(
-        folder / "query", 2, "meal", 0, ("road", 'a "b" & <c>', "sky"), (24, 32), (2, 2), tuple(items), {}
-    )
+    classes = ("road", 'a "b" & <c>', "sky")
+    notes = {"context": context}
+    asked = Asked(folder / "query", 2, "meal", 0, classes, (24, 32), (2, 2), tuple(items), notes)
     (folder / "query").mkdir()
     blocks = rng.choice([0, 1, 2, VOID], (3, 4, 4), p=[0.4, 0.3, 0.2, 0.1]).astype(np.uint8)
     asked.write_into(folder / "query", [np.kron(block, np.ones((3, 4), np.uint8)) for block in blocks])
@@ -51,9 +50,9 @@ def same_bytes(path: Path, golden: Path) -> bool:
     return path.read_bytes() == golden.read_bytes()
 
 
-def full(asked: Asked, item: Item, context: int) -> np.ndarray:
+def full(asked: Asked, item: Item) -> np.ndarray:
     """The prediction of a patch within its crop."""
-    crop = asked.crop(item, context)
+    crop = asked.crop(item)
     labels = np.full((crop.height, crop.width), VOID, np.uint8)
     labels[item.box.within(crop)] = asked.prediction(item)
     return labels
@@ -64,19 +63,19 @@ def asked(tmp_path: Path) -> Asked:
     return asked_of(tmp_path)
 
 
-def exported(asked: Asked, out: Path, context: int = 3) -> dict[str, Any]:
-    coco.write(asked, out, context=context)
+def exported(asked: Asked, out: Path) -> dict[str, Any]:
+    coco.write(asked, out)
     document: dict[str, Any] = json.loads((out / "annotations.json").read_text("utf-8"))
     return document
 
 
-def read(document: Any, asked: Asked, context: int = 3) -> list[Answer]:
+def read(document: Any, asked: Asked) -> list[Answer]:
     content = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return list(coco.read({"annotations/instances_default.json": content}, asked, context=context))
+    return list(coco.read({"annotations/instances_default.json": content}, asked))
 
 
 def test_files_are_as_committed(asked: Asked, tmp_path: Path) -> None:
-    written = coco.write(asked, tmp_path / "out", context=3)
+    written = coco.write(asked, tmp_path / "out")
     names = [path.relative_to(tmp_path / "out").as_posix() for path in written]
     assert names == [
         "images/c__l0_t12_r16_b24.png",
@@ -89,13 +88,14 @@ def test_files_are_as_committed(asked: Asked, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("context", [0, 3])
-def test_predictions_come_back(asked: Asked, tmp_path: Path, context: int) -> None:
-    answers = read(exported(asked, tmp_path / "out", context), asked, context)
+def test_predictions_come_back(tmp_path: Path, context: int) -> None:
+    asked = asked_of(tmp_path, context=context)
+    answers = read(exported(asked, tmp_path / "out"), asked)
     for item, answer in zip(asked.items, answers, strict=True):
         assert answer.name == item.name
         assert answer.labels is not None
         assert answer.labels.dtype == np.uint8
-        assert np.array_equal(answer.labels, full(asked, item, context))
+        assert np.array_equal(answer.labels, full(asked, item))
 
 
 def test_tools_may_number_anew_move_files_and_draw_polygons(asked: Asked, tmp_path: Path) -> None:
@@ -130,38 +130,6 @@ def test_a_rectangle_is_filled(asked: Asked, tmp_path: Path) -> None:
     expected = np.full((15, 19), VOID, np.uint8)
     expected[2:5, 1:5] = 2
     assert np.array_equal(read(document, asked)[0].labels, expected)
-
-
-def of_two_folders(asked: Asked) -> Asked:
-    """The first and the second patch have crops of one name in two folders."""
-    second = asked.items[1]
-    return replace(asked, items=(replace(second, patch=7, image="seq 2/ä.b.png"), *asked.items[1:]))
-
-
-@pytest.mark.parametrize(
-    ("called", "patch"),
-    [
-        ("ä.b__l16_t0_r32_b12.png", 1),  # as CVAT calls a single file
-        ("images/ä.b__l16_t0_r32_b12.png", 1),
-        ("images/0a1b2c3d-ä.b__l16_t0_r32_b12.png", 1),  # as Label Studio calls what is uploaded
-        ("/data/upload/3/0a1b2c3d-ä.b__l16_t0_r32_b12.jpg", 1),
-        ("0a1b2c3d-c__l0_t12_r16_b24.png", 6),
-        ("0A1B2C3D-c__l0_t12_r16_b24.png", None),
-        ("seq 3/ä.b__l16_t0_r32_b12.png", None),  # another frame
-        ("b__l16_t0_r32_b12.png", None),
-    ],
-)
-def test_names_that_tools_change_are_known(asked: Asked, called: str, patch: int | None) -> None:
-    item = asked.by_name.get(coco.matching(called, asked))
-    assert (None if item is None else item.patch) == patch
-
-
-def test_a_name_that_two_crops_may_have_is_refused(asked: Asked) -> None:
-    two = of_two_folders(asked)
-    for called in ("ä.b__l16_t0_r32_b12", "images/0a1b2c3d-ä.b__l16_t0_r32_b12"):
-        assert coco.matching(f"{called}.png", two) == called
-        assert called not in two.by_name
-    assert coco.matching("seq 2/ä.b__l16_t0_r32_b12.png", two) == two.items[0].name
 
 
 CHANGES: list[tuple[str, Any, str]] = [
@@ -269,10 +237,10 @@ def test_any_change_gives_labels_a_problem_or_a_data_error(
 @given(seed=st.integers(0, 2**32 - 1), context=st.integers(0, 40))
 def test_any_prediction_comes_back(tmp_path_factory: pytest.TempPathFactory, seed: int, context: int) -> None:
     folder = tmp_path_factory.mktemp("any")
-    asked = asked_of(folder, seed)
-    answers = read(exported(asked, folder / "out", context), asked, context)
+    asked = asked_of(folder, seed, context)
+    answers = read(exported(asked, folder / "out"), asked)
     for item, answer in zip(asked.items, answers, strict=True):
-        assert np.array_equal(answer.labels, full(asked, item, context))
+        assert np.array_equal(answer.labels, full(asked, item))
 
 
 @peer.needs_peers
@@ -281,9 +249,9 @@ def test_pycocotools_reads_our_masks_and_we_read_its(asked: Asked, tmp_path: Pat
     assert int(peer.run("read_coco", tmp_path)) == len(document["annotations"])
     masks = np.load(tmp_path / "masks.npz")
     for annotation in document["annotations"]:
-        labels = full(asked, asked.items[annotation["image_id"] - 1], 3)
+        labels = full(asked, asked.items[annotation["image_id"] - 1])
         assert np.array_equal(masks[str(annotation["id"])] > 0, labels == annotation["category_id"] - 1)
     compressed = json.loads((tmp_path / "compressed.json").read_text())
     assert any(a["segmentation"]["counts"][-1] > "0" for a in compressed["annotations"])
     for item, answer in zip(asked.items, read(compressed, asked), strict=True):
-        assert np.array_equal(answer.labels, full(asked, item, 3))
+        assert np.array_equal(answer.labels, full(asked, item))

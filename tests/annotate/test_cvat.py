@@ -47,8 +47,13 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     return asked_of(tmp_path_factory.mktemp("asked"))
 
 
-def full(asked: Asked, item: Item, context: int) -> np.ndarray:
-    crop = asked.crop(item, context)
+def seen_with(asked: Asked, context: int) -> Asked:
+    """The query whose annotators see `context` pixels around each patch."""
+    return replace(asked, notes={"context": context})
+
+
+def full(asked: Asked, item: Item) -> np.ndarray:
+    crop = asked.crop(item)
     labels = np.full((crop.height, crop.width), VOID, np.uint8)
     labels[item.box.within(crop)] = asked.prediction(item)
     return labels
@@ -58,7 +63,7 @@ def drawn(
     asked: Asked, shapes: str, name: str = FIRST + ".png", size: str = 'width="16" height="12"'
 ) -> Answer:
     text = f'<annotations><image id="0" name="{name}" {size}>{shapes}</image></annotations>'
-    (answer,) = cvat.read({"annotations.xml": text.encode()}, asked, context=0)
+    (answer,) = cvat.read({"annotations.xml": text.encode()}, asked)
     return answer
 
 
@@ -70,7 +75,7 @@ def png(pixels: np.ndarray | Image.Image) -> bytes:
 
 def colored(asked: Asked, content: bytes, labelmap: str = LABELMAP) -> Answer:
     files = {"task/labelmap.txt": labelmap.encode(), f"task/SegmentationClass/{FIRST}.png": content}
-    (answer,) = segmentation_mask.read(files, asked, context=0)
+    (answer,) = segmentation_mask.read(files, asked)
     return answer
 
 
@@ -165,27 +170,28 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "cc"><!ENTITY d "&b;&b;">]><annotations>&d;</ann
 )
 def test_files_that_are_no_annotations_are_errors(asked: Asked, files: dict[str, bytes], words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
-        list(cvat.read(files, asked, context=0))
+        list(cvat.read(files, asked))
     assert "\n" not in str(caught.value)
 
 
 def test_annotations_are_found_among_other_xml_files(asked: Asked) -> None:
     files = {"config.xml": b"<View/>", "job/annotations.xml": b"\xef\xbb\xbf<annotations/>"}
-    assert list(cvat.read(files, asked, context=0)) == []
+    assert list(cvat.read(files, asked)) == []
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(st.data())
 def test_a_damaged_export_never_raises_anything_else(asked: Asked, data: st.DataObject) -> None:
+    asked = seen_with(asked, 2)
     root = Path(asked.path).parent / "damaged"
     if not root.exists():
         root.mkdir()
-        cvat.write(asked, root, context=2)
+        cvat.write(asked, root)
     content = bytearray((root / "annotations.xml").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        for answer in cvat.read({"annotations.xml": bytes(content)}, asked, context=2):
+        for answer in cvat.read({"annotations.xml": bytes(content)}, asked):
             assert (answer.labels is None) != (answer.problem is None)
     except DataError:
         pass
@@ -195,7 +201,7 @@ def test_masks_zip_is_as_committed(asked: Asked, tmp_path: Path) -> None:
     """Text members byte for byte, PNG members pixel for pixel; MEAL_GPU_GOLDEN commits them anew."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        (path,) = segmentation_mask.write(asked, tmp_path / name, context=2)
+        (path,) = segmentation_mask.write(seen_with(asked, 2), tmp_path / name)
     assert path.read_bytes() == (tmp_path / "one" / path.name).read_bytes()
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -266,23 +272,23 @@ def test_a_labelmap_that_is_none_is_an_error(asked: Asked, labelmap: str, words:
 
 def test_masks_need_a_labelmap_and_images(asked: Asked) -> None:
     with pytest.raises(DataError, match=r"labelmap.txt expected, found: none"):
-        list(segmentation_mask.read({}, asked, context=0))
+        list(segmentation_mask.read({}, asked))
     with pytest.raises(DataError, match="no PNG file"):
-        list(segmentation_mask.read({"labelmap.txt": LABELMAP.encode(), "x/a.png": b""}, asked, context=0))
+        list(segmentation_mask.read({"labelmap.txt": LABELMAP.encode(), "x/a.png": b""}, asked))
 
 
 def test_classes_that_the_format_cannot_name_are_errors(asked: Asked, tmp_path: Path) -> None:
     background = replace(asked, classes=("road", "background"))
     with pytest.raises(DataError, match="'background' is what this format calls"):
-        segmentation_mask.write(background, tmp_path, context=0)
+        segmentation_mask.write(background, tmp_path)
     with pytest.raises(DataError, match="use another format"):
-        list(segmentation_mask.read({"labelmap.txt": b""}, background, context=0))
+        list(segmentation_mask.read({"labelmap.txt": b""}, background))
     with pytest.raises(DataError, match="rename it"):
-        segmentation_mask.write(replace(asked, classes=("a:b",)), tmp_path, context=0)
+        segmentation_mask.write(replace(asked, classes=("a:b",)), tmp_path)
     many = replace(asked, classes=tuple(map(str, range(255))))
     if len(set(many.colors)) < 255:
         with pytest.raises(DataError, match="not all different"):
-            segmentation_mask.write(many, tmp_path, context=0)
+            segmentation_mask.write(many, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -292,17 +298,18 @@ def test_datumaro_reads_one_object_per_class_and_no_background(
     asked: Asked, tmp_path: Path, context: int
 ) -> None:
     """As CVAT does when it imports the zip file: what it would draw, object by object."""
-    segmentation_mask.write(asked, tmp_path, context=context)
+    asked = seen_with(asked, context)
+    segmentation_mask.write(asked, tmp_path)
     with zipfile.ZipFile(tmp_path / "segmentation_mask.zip") as archive:
         archive.extractall(tmp_path / "voc")
-    cvat.write(asked, tmp_path / "cvat", context=context)
+    cvat.write(asked, tmp_path / "cvat")
     for form, folder in (("voc_segmentation", tmp_path / "voc"), ("cvat", tmp_path / "cvat")):
         peer.run("read_cvat", form, folder, tmp_path / f"{form}.npz")
         with np.load(tmp_path / f"{form}.npz") as read:
             objects = {key: read[key] for key in read}
         wanted = {}
         for item in asked.items:
-            labels = full(asked, item, context)
+            labels = full(asked, item)
             for train_id in np.unique(labels[labels != VOID]).tolist():
                 wanted[f"{item.name}|{CLASSES[train_id]}|0"] = labels == train_id
         assert set(objects) == set(wanted), form

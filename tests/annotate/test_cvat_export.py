@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +52,24 @@ def unzipped(out: Path) -> dict[str, bytes]:
         return {name: file.read(name) for name in file.namelist()}
 
 
-def expected(asked: Asked, item: Item, context: int) -> np.ndarray:
-    crop = asked.crop(item, context)
+def seen_with(asked: Asked, context: int) -> Asked:
+    """The query whose annotators see `context` pixels around each patch."""
+    return replace(asked, notes={"context": context})
+
+
+def expected(asked: Asked, item: Item) -> np.ndarray:
+    crop = asked.crop(item)
     labels = np.full((crop.height, crop.width), VOID, np.uint8)
     labels[item.box.within(crop)] = asked.prediction(item)
     return labels
 
 
 def test_files_are_as_committed(asked: Asked, tmp_path: Path) -> None:
-    cvat.write(asked, tmp_path / "out", context=3)
+    asked = seen_with(asked, 3)
+    cvat.write(asked, tmp_path / "out")
     for name in ("annotations.xml", "labels.json"):
         assert (tmp_path / "out" / name).read_text() == (GOLDEN / "cvat" / name).read_text(), name
-    segmentation_mask.write(asked, tmp_path / "mask", context=3)
+    segmentation_mask.write(asked, tmp_path / "mask")
     members = unzipped(tmp_path / "mask")
     assert members["labelmap.txt"].decode() == (GOLDEN / "cvat" / "labelmap.txt").read_text()
     assert members["ImageSets/Segmentation/default.txt"].decode().split() == [
@@ -72,23 +79,24 @@ def test_files_are_as_committed(asked: Asked, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("context", [0, 5])
 def test_what_was_sent_comes_back(asked: Asked, tmp_path: Path, context: int) -> None:
-    cvat.write(asked, tmp_path / "a", context=context)
-    segmentation_mask.write(asked, tmp_path / "b", context=context)
+    asked = seen_with(asked, context)
+    cvat.write(asked, tmp_path / "a")
+    segmentation_mask.write(asked, tmp_path / "b")
     for answers in (
-        list(cvat.read(sent(tmp_path / "a"), asked, context=context)),
-        list(segmentation_mask.read(unzipped(tmp_path / "b"), asked, context=context)),
+        list(cvat.read(sent(tmp_path / "a"), asked)),
+        list(segmentation_mask.read(unzipped(tmp_path / "b"), asked)),
     ):
         assert {answer.name for answer in answers} == set(asked.by_name)
         for answer in answers:
             assert answer.problem is None and answer.labels is not None
-            assert np.array_equal(answer.labels, expected(asked, asked.by_name[answer.name], context))
+            assert np.array_equal(answer.labels, expected(asked, asked.by_name[answer.name]))
 
 
 def answers_of(
     asked: Asked, shapes: str, *, name: str = "a__l0_t0_r16_b12", size: str = 'width="16" height="12"'
 ) -> Answer:
     text = f'<annotations><image id="0" name="{name}.png" {size}>{shapes}</image></annotations>'
-    (answer,) = cvat.read({"annotations.xml": text.encode()}, asked, context=0)
+    (answer,) = cvat.read({"annotations.xml": text.encode()}, asked)
     return answer
 
 
@@ -138,16 +146,16 @@ def test_what_is_wrong_is_said(
 )
 def test_what_is_no_annotation_file_is_an_error(asked: Asked, text: str) -> None:
     with pytest.raises(DataError):
-        list(cvat.read({"annotations.xml": text.encode()}, asked, context=0))
+        list(cvat.read({"annotations.xml": text.encode()}, asked))
 
 
 def test_colours_must_be_known(asked: Asked, tmp_path: Path) -> None:
-    segmentation_mask.write(asked, tmp_path / "out", context=0)
+    segmentation_mask.write(asked, tmp_path / "out")
     members = unzipped(tmp_path / "out")
     name = next(name for name in members if name.startswith("SegmentationClass/"))
     buffer = io.BytesIO()
     Image.new("RGB", (16, 12), (1, 2, 3)).save(buffer, "PNG")
-    answers = list(segmentation_mask.read(members | {name: buffer.getvalue()}, asked, context=0))
+    answers = list(segmentation_mask.read(members | {name: buffer.getvalue()}, asked))
     assert next(a.problem for a in answers if a.labels is None).count("1,2,3") == 1
     assert len([a for a in answers if a.labels is not None]) == 2
 
@@ -155,8 +163,9 @@ def test_colours_must_be_known(asked: Asked, tmp_path: Path) -> None:
 @peer.needs_peers
 @pytest.mark.parametrize("context", [0, 3])
 def test_datumaro_reads_the_same_masks(asked: Asked, tmp_path: Path, context: int) -> None:
-    cvat.write(asked, tmp_path / "cvat", context=context)
-    segmentation_mask.write(asked, tmp_path / "voc", context=context)
+    asked = seen_with(asked, context)
+    cvat.write(asked, tmp_path / "cvat")
+    segmentation_mask.write(asked, tmp_path / "voc")
     shutil.unpack_archive(tmp_path / "voc" / "segmentation_mask.zip", tmp_path / "voc" / "unpacked")
     for form, folder in (("cvat", tmp_path / "cvat"), ("voc_segmentation", tmp_path / "voc" / "unpacked")):
         said = json.loads(peer.run("read_cvat_export", folder, form, tmp_path / "read.npz"))
@@ -165,11 +174,11 @@ def test_datumaro_reads_the_same_masks(asked: Asked, tmp_path: Path, context: in
         for item in asked.items:
             found = read[item.name.replace("/", "|")]
             names = np.array(["void", *said["names"]])[found]
-            wanted = expected(asked, item, context)
+            wanted = expected(asked, item)
             ours = np.where(wanted == VOID, "void", np.array([*CLASSES, *[""] * 253])[wanted])
             names[names == "background"] = "void"
             assert np.array_equal(names, ours), (form, item.name)
             if form == "cvat":
-                rows, columns = item.box.within(asked.crop(item, context))
+                rows, columns = item.box.within(asked.crop(item))
                 box = ["patch", columns.start, rows.start, columns.stop, rows.stop]
                 assert said["boxes"][item.name] == [box]

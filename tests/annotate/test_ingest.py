@@ -104,9 +104,10 @@ def test_finished_masks_go_into_the_ledger(desk: Desk) -> None:
 
 def test_a_crop_with_context_is_cut_to_its_patch(tmp_path: Path) -> None:
     desk = Desk(tmp_path, context=3)
-    crop = desk.asked.crop(desk.asked.items[0], 3)
+    box = desk.asked.items[0].box
+    crop = box.grown(3, (24, 32))
     mask = np.full((crop.height, crop.width), 2, np.uint8)
-    mask[desk.asked.items[0].box.within(crop)] = 1
+    mask[box.within(crop)] = 1
     desk.hand_in(0, mask)
     ingest(desk.query, desk.answers, desk.ledger)
     assert (LabelStore.of(desk.ledger).read(6, (12, 16)) == 1).all()

@@ -24,8 +24,8 @@ def asked(tmp_path: Path) -> Asked:
     return asked_of(tmp_path)
 
 
-def tasks_of(asked: Asked, out: Path, context: int = 3) -> list[dict[str, Any]]:
-    label_studio.write(asked, out, context=context)
+def tasks_of(asked: Asked, out: Path) -> list[dict[str, Any]]:
+    label_studio.write(asked, out)
     tasks: list[dict[str, Any]] = json.loads((out / "tasks.json").read_text("utf-8"))
     return tasks
 
@@ -38,9 +38,9 @@ def accepted(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return tasks
 
 
-def read(tasks: Any, asked: Asked, context: int = 3) -> list[Answer]:
+def read(tasks: Any, asked: Asked) -> list[Answer]:
     content = tasks if isinstance(tasks, bytes) else json.dumps(tasks).encode()
-    return list(label_studio.read({"project-1.json": content, "config.xml": b""}, asked, context=context))
+    return list(label_studio.read({"project-1.json": content, "config.xml": b""}, asked))
 
 
 def region(kind: str, value: dict[str, Any], label: str = "sky") -> dict[str, Any]:
@@ -58,7 +58,7 @@ def drawn(asked: Asked, *regions: dict[str, Any]) -> Answer:
 
 
 def test_files_are_as_committed(asked: Asked, tmp_path: Path) -> None:
-    written = label_studio.write(asked, tmp_path / "out", context=3)
+    written = label_studio.write(asked, tmp_path / "out")
     names = [path.relative_to(tmp_path / "out").as_posix() for path in written]
     assert names[0] == "images/c__l0_t12_r16_b24.png"
     assert names[3:] == ["tasks.json", "config.xml"]
@@ -82,13 +82,14 @@ def test_tasks_say_what_is_asked(asked: Asked, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("context", [0, 3])
-def test_predictions_that_are_accepted_come_back(asked: Asked, tmp_path: Path, context: int) -> None:
-    answers = read(accepted(tasks_of(asked, tmp_path / "out", context)), asked, context)
+def test_predictions_that_are_accepted_come_back(tmp_path: Path, context: int) -> None:
+    asked = asked_of(tmp_path, context=context)
+    answers = read(accepted(tasks_of(asked, tmp_path / "out")), asked)
     for item, answer in zip(asked.items, answers, strict=True):
         assert answer.name == item.name
         assert answer.labels is not None
         assert answer.labels.dtype == np.uint8
-        assert np.array_equal(answer.labels, full(asked, item, context))
+        assert np.array_equal(answer.labels, full(asked, item))
 
 
 def test_a_task_that_nobody_labelled_is_no_answer(asked: Asked, tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_what_is_no_export_is_said(asked: Asked, tasks: Any, message: str) -> No
     with pytest.raises(DataError, match=message):
         read(tasks, asked)
     with pytest.raises(DataError, match=r"found: a\.json, b\.json"):
-        list(label_studio.read({"a.json": b"[]", "b.json": b"[]"}, asked, context=3))
+        list(label_studio.read({"a.json": b"[]", "b.json": b"[]"}, asked))
 
 
 @SHARED_FOLDER
@@ -262,10 +263,10 @@ def test_any_change_gives_labels_a_problem_or_a_data_error(
 @given(seed=st.integers(0, 2**32 - 1), context=st.integers(0, 40))
 def test_any_prediction_comes_back(tmp_path_factory: pytest.TempPathFactory, seed: int, context: int) -> None:
     folder = tmp_path_factory.mktemp("any")
-    asked = asked_of(folder, seed)
-    answers = read(accepted(tasks_of(asked, folder / "out", context)), asked, context)
+    asked = asked_of(folder, seed, context)
+    answers = read(accepted(tasks_of(asked, folder / "out")), asked)
     for item, answer in zip(asked.items, answers, strict=True):
-        assert np.array_equal(answer.labels, full(asked, item, context))
+        assert np.array_equal(answer.labels, full(asked, item))
 
 
 @peer.needs_peers
@@ -279,9 +280,9 @@ def test_label_studios_sdk_takes_our_config_and_tasks(asked: Asked, tmp_path: Pa
     assert len(verdict["errors"]) == len(verdict["theirs"])
     regions = np.load(tmp_path / "regions.npz")
     for item, task in zip(asked.items, tasks, strict=True):
-        labels = np.full_like(full(asked, item, 3), VOID)
+        labels = np.full_like(full(asked, item), VOID)
         for entry in task["predictions"][0]["result"][1:]:
             alpha = regions[entry["id"]]
             assert set(np.unique(alpha)) <= {0, 255}
             labels[alpha > 0] = asked.classes.index(entry["value"]["brushlabels"][0])
-        assert np.array_equal(labels, full(asked, item, 3))
+        assert np.array_equal(labels, full(asked, item))

@@ -16,7 +16,9 @@ ITEMS = (
     Item(1, "seq/a.png", "a.png", Box(8, 0, 16, 6), 0.5, 1.0, 1.0),
     Item(2, "a.png", "b.png", Box(8, 0, 16, 6), 0.5, 1.0, 1.0),
 )
-ASKED = Asked(Path("query"), 1, "meal", 0, ("road", "car", "sky"), (12, 16), (2, 2), ITEMS, {})
+ASKED = Asked(
+    Path("query"), 1, "meal", 0, ("road", "car", "sky"), (12, 16), (2, 2), ITEMS, {"context": CONTEXT}
+)
 PATCH = np.array([[0, 1, 2, 255, 0, 1, 2, 255]] * 6, np.uint8)
 CROP = np.pad(PATCH, ((0, CONTEXT), (CONTEXT, 0)), constant_values=255)
 
@@ -43,7 +45,7 @@ def packed(mask: np.ndarray, bits: int) -> bytes:
 
 
 def only(name: str, content: bytes) -> Answer:
-    (answer,) = masks.read({name: content, "notes.txt": b"done"}, ASKED, context=CONTEXT)
+    (answer,) = masks.read({name: content, "notes.txt": b"done"}, ASKED)
     return answer
 
 
@@ -59,9 +61,7 @@ def test_masks_of_either_size_below_any_folders(mask: np.ndarray, mode: str, fol
 
 def test_the_longest_name_that_is_asked_for_counts() -> None:
     found = masks.read(
-        {f"{folder}a__l8_t0_r16_b6.png": png(PATCH) for folder in ("seq/", "", "other/")},
-        ASKED,
-        context=CONTEXT,
+        {f"{folder}a__l8_t0_r16_b6.png": png(PATCH) for folder in ("seq/", "", "other/")}, ASKED
     )
     names = [answer.name for answer in found]  # the same patch twice is for the caller to see
     assert names == ["seq/a__l8_t0_r16_b6", "a__l8_t0_r16_b6", "a__l8_t0_r16_b6"]

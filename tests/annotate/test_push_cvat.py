@@ -52,7 +52,9 @@ def asked(tmp_path: Path) -> Asked:
         file.parent.mkdir()
         Image.fromarray(np.full((24, 32, 3), 40 * patch + 10, np.uint8)).save(file)
         items.append(Item(patch, f"{folder}/f.png", str(file), Box(0, 0, 16, 12), 0.5, 12.0, 23.0))
-    query = Asked(tmp_path / "q", 3, "meal", 0, ("road", "car"), (24, 32), (2, 2), tuple(items), {})
+    query = Asked(
+        tmp_path / "q", 3, "meal", 0, ("road", "car"), (24, 32), (2, 2), tuple(items), {"context": 2}
+    )
     query.path.mkdir()
     query.write_into(query.path, [np.full((12, 16), i, np.uint8) for i in range(2)])
     return query
@@ -224,7 +226,7 @@ def server() -> Iterator[Server]:
 def push(asked: Asked, out: Path, url: str, **options: object) -> str:
     """What `push` returns or raises, in a process that has the real SDK."""
     packages = next((peer.ROOT / ".venv-peers" / "lib").glob("python*/site-packages"))
-    given = json.dumps({"url": url, "token": TOKEN, "project": "streets", "context": 2} | options)
+    given = json.dumps({"url": url, "token": TOKEN, "project": "streets"} | options)
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     done = subprocess.run(
         [sys.executable, "-c", PUSH, str(packages), str(asked.path), str(out), given],
@@ -252,7 +254,7 @@ def test_one_task_of_a_new_project_has_crops_and_annotations(
     assert server.fields["image_quality"] == "95"
     assert server.formats == ["CVAT 1.1", "CVAT 1.1"]
     assert server.imported["annotations.xml"] == (out / "annotations.xml").read_bytes()
-    for answer in cvat.read(server.imported, asked, context=2):
+    for answer in cvat.read(server.imported, asked):
         assert answer.labels is not None and answer.name in asked.by_name
 
     # The next step is a second task of the same project; the same step is refused.
@@ -300,7 +302,7 @@ def test_a_server_that_refuses_or_is_not_there_is_an_error(
 
 
 def test_crops_must_be_there(asked: Asked, tmp_path: Path) -> None:
-    cvat.write(asked, tmp_path / "out", context=0)
+    cvat.write(asked, tmp_path / "out")
     gone = tmp_path / "out" / "images" / f"{asked.items[1].name}.png"
     gone.unlink()
     with pytest.raises(DataError, match=re.escape(str(gone))):
@@ -310,5 +312,5 @@ def test_crops_must_be_there(asked: Asked, tmp_path: Path) -> None:
 def test_without_the_sdk_it_is_named(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cvat_sdk", None)
     with pytest.raises(UnavailableError, match=r"pip install 'meal-gpu\[cvat\]'"):
-        push_cvat.push(asked, tmp_path / "out", url="http://x", token=TOKEN, project="p", context=0)
+        push_cvat.push(asked, tmp_path / "out", url="http://x", token=TOKEN, project="p")
     assert not (tmp_path / "out").exists()

@@ -37,7 +37,7 @@ for line in sys.stdin:
     folder = Path(folder)
     try:
         print(push(Asked.read(folder / "query"), folder / "out", url=url, token="s3cret", project="streets",
-                   context=3, predictions=predictions), flush=True)
+                   predictions=predictions), flush=True)
     except MealGpuError as error:
         print(type(error).__name__, error, flush=True)
 """
@@ -156,13 +156,13 @@ def test_a_project_is_made_and_filled_once(
     (project,) = studio.projects
     assert project["title"] == "streets"
     assert project["label_config"] == (tmp_path / "out" / "config.xml").read_text("utf-8")
-    crops = {item.name: (item, pixels) for item, _, pixels in asked.crops(3)}
+    crops = {item.name: (item, pixels) for item, _, pixels in asked.crops()}
     for task in studio.tasks:
         item, pixels = crops.pop(task["data"]["patch"])
         kind, _, content = task["data"]["image"].partition(",")
         assert kind == "data:image/png;base64"
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))), pixels)
-        expected = label_studio.task(item, asked, task["data"]["image"], context=3)
+        expected = label_studio.task(item, asked, task["data"]["image"])
         assert {key: task[key] for key in expected} == expected
     assert crops == {}
 
@@ -222,4 +222,4 @@ def test_the_sdk_that_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "label_studio_sdk", None)
     with pytest.raises(UnavailableError, match=r"pip install 'meal-gpu\[label-studio\]'"):
-        push(asked, tmp_path / "out", url="http://127.0.0.1:9", token="t", project="p", context=0)
+        push(asked, tmp_path / "out", url="http://127.0.0.1:9", token="t", project="p")

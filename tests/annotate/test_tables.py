@@ -31,7 +31,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
         Item(2, "seq/a, b.png", "seq/a, b.png", Box(0, 6, 8, 11), math.nan, 3.0, 5.125),
         Item(4, "ü.png", "ü.png", Box(0, 0, 8, 6), 0.125, 8.0, 10.0),
     )
-    made = Asked(Path("query"), 1, "meal", 0, ("road", "car", "sky"), (11, 16), (2, 2), items, {})
+    made = Asked(
+        Path("query"), 1, "meal", 0, ("road", "car", "sky"), (11, 16), (2, 2), items, {"context": CONTEXT}
+    )
     made.path.mkdir()
     made.write_into(made.path, GUESSES)
     return made
@@ -39,7 +41,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_tables_are_byte_for_byte_the_golden_ones(form: str, asked: Asked) -> None:
-    written = tables.write(asked, Path("out"), context=CONTEXT, form=form)
+    written = tables.write(asked, Path("out"), form=form)
     assert written[-1] == Path("out") / f"query.{form}"
     golden = GOLDEN / f"query.{form}"
     if os.environ.get("MEAL_GPU_WRITE_GOLDEN"):
@@ -48,9 +50,7 @@ def test_tables_are_byte_for_byte_the_golden_ones(form: str, asked: Asked) -> No
 
 
 def test_parquet_says_the_same_as_csv_and_is_deterministic(asked: Asked) -> None:
-    first, second = (
-        tables.write(asked, Path(out), context=CONTEXT, form="parquet")[-1] for out in ("one", "two")
-    )
+    first, second = (tables.write(asked, Path(out), form="parquet")[-1] for out in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
     table, golden = pd.read_parquet(first), pd.read_csv(GOLDEN / "query.csv")
     assert tuple(table) == tables.COLUMNS
@@ -59,11 +59,11 @@ def test_parquet_says_the_same_as_csv_and_is_deterministic(asked: Asked) -> None
 
 
 def test_paths_of_the_table_hold_crops_and_prelabels(asked: Asked) -> None:
-    written = tables.write(asked, Path("out"), context=CONTEXT, form="csv")
+    written = tables.write(asked, Path("out"), form="csv")
     assert set(written) == {path for path in Path("out").rglob("*") if path.is_file()}
     table = pd.read_csv("out/query.csv")
     for row, item, guess in zip(table.itertuples(), asked.items, GUESSES, strict=True):
-        crop = asked.crop(item, CONTEXT)
+        crop = asked.crop(item)
         assert (row.crop_left, row.crop_top, row.crop_right, row.crop_bottom) == crop
         frame = np.asarray(Image.open(item.file))
         shown = np.asarray(Image.open(Path("out") / row.crop))
@@ -78,10 +78,10 @@ def test_paths_of_the_table_hold_crops_and_prelabels(asked: Asked) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_the_whole_folder_can_be_handed_in(form: str, asked: Asked) -> None:
-    tables.write(asked, Path("out"), context=CONTEXT, form=form)
+    tables.write(asked, Path("out"), form=form)
 
     def handed_in() -> list[str]:
-        found = masks.read(received.files(Path("out"), limit=1 << 20), asked, context=CONTEXT)
+        found = masks.read(received.files(Path("out"), limit=1 << 20), asked)
         return [answer.name for answer in found if answer.problem is None]
 
     with pytest.raises(DataError, match="no file in masks/; finished masks go there"):

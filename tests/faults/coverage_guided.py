@@ -38,18 +38,18 @@ READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "yaml": (written(".yaml", config.read), b"strategy: meal\nsize: [8, 16]\n"),
     "classes": (written(".txt", read_classes), b"void: 255\n0: road\nsky # 1\n"),
     "cvat": (
-        lambda content: list(cvat.read({"annotations.xml": content}, ASKED, context=0)),
+        lambda content: list(cvat.read({"annotations.xml": content}, ASKED)),
         b'<annotations><image id="0" name="a.png" width="16" height="8"><polygon label="road" '
         b'points="0,0;8,0;8,8"/></image></annotations>',
     ),
     "coco": (
-        lambda content: list(coco.read({"a.json": content}, ASKED, context=0)),
+        lambda content: list(coco.read({"a.json": content}, ASKED)),
         b'{"images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 8}], "categories": '
         b'[{"id": 1, "name": "road"}], "annotations": [{"id": 1, "image_id": 1, "category_id": 1, '
         b'"segmentation": {"counts": [0, 128], "size": [8, 16]}}]}',
     ),
     "label-studio": (
-        lambda content: list(label_studio.read({"a.json": content}, ASKED, context=0)),
+        lambda content: list(label_studio.read({"a.json": content}, ASKED)),
         b'[{"data": {"image": "a.png"}, "annotations": [{"result": [{"type": "brushlabels", "value": '
         b'{"format": "rle", "rle": [0, 1], "brushlabels": ["road"]}}]}]}]',
     ),
