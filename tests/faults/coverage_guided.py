@@ -39,19 +39,21 @@ READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "classes": (written(".txt", read_classes), b"void: 255\n0: road\nsky # 1\n"),
     "cvat": (
         lambda content: list(cvat.read({"annotations.xml": content}, ASKED)),
-        b'<annotations><image id="0" name="a.png" width="16" height="8"><polygon label="road" '
+        b'<annotations><image id="0" name="a__l0_t0_r16_b8.png" width="16" height="8"><polygon label="road" '
         b'points="0,0;8,0;8,8"/></image></annotations>',
     ),
     "coco": (
         lambda content: list(coco.read({"a.json": content}, ASKED)),
-        b'{"images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 8}], "categories": '
-        b'[{"id": 1, "name": "road"}], "annotations": [{"id": 1, "image_id": 1, "category_id": 1, '
-        b'"segmentation": {"counts": [0, 128], "size": [8, 16]}}]}',
+        b'{"images": [{"id": 1, "file_name": "a__l0_t0_r16_b8.png", "width": 16, "height": 8}], '
+        b'"categories": [{"id": 1, "name": "road"}], "annotations": [{"id": 1, "image_id": 1, '
+        b'"category_id": 1, "segmentation": {"counts": [0, 128], "size": [8, 16]}}]}',
     ),
     "label-studio": (
         lambda content: list(label_studio.read({"a.json": content}, ASKED)),
-        b'[{"data": {"image": "a.png"}, "annotations": [{"result": [{"type": "brushlabels", "value": '
-        b'{"format": "rle", "rle": [0, 1], "brushlabels": ["road"]}}]}]}]',
+        b'[{"data": {"image": "a__l0_t0_r16_b8.png"}, "annotations": [{"result": [{"type": "brushlabels", '
+        b'"original_width": 16, "original_height": 8, "value": '
+        b'{"format": "rle", "rle": [0, 0, 2, 0, 57, 27, 254, 255, 255, 223, 224, 0], '
+        b'"brushlabels": ["road"]}}]}]}]',
     ),
     "budget": (lambda content: Budget.parse(content.decode("utf-8", "replace")), b"32patches"),
     "cost": (lambda content: CostModel.parse(content.decode("utf-8", "replace")), b"click=1.1,frame=8"),
