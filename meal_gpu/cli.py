@@ -5,6 +5,7 @@ Imports of the engine stand inside the commands, so that --help loads no torch.
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meal_gpu import commands, options, research
+from meal_gpu.cache import expanded
 from meal_gpu.errors import ConfigError, MealGpuError, UnavailableError
 
 if TYPE_CHECKING:
@@ -128,8 +130,8 @@ def run(
     Several strategies or seeds are a sweep: a run for each pair, in a folder of its own.
     """
     changes = {
-        "root": str(root) if root else None, "strategy": strategy, "seed": seed, "steps": steps,
-        "epochs": epochs, "final_epochs": epochs, "size": options.pair(size, "size"),
+        "root": str(expanded(root).absolute()) if root else None, "strategy": strategy, "seed": seed,
+        "steps": steps, "epochs": epochs, "final_epochs": epochs, "size": options.pair(size, "size"),
         "architecture": architecture, "encoder_weights": encoder_weights, "finetune": finetune,
         "features": features, "on_bad": on_bad, "ops": ops, "device": device,
     }  # fmt: skip
@@ -173,9 +175,9 @@ def run(
             chosen, target, resume=resume, monitor=Terminal(), trackers=trackers, examine=examine
         )
     except KeyboardInterrupt:
-        typer.echo(
-            f"meal-gpu: stopped; complete steps are kept: meal-gpu run --out {target} --resume", err=True
-        )
+        again = shlex.join(["meal-gpu", "run", "--out", str(target), "--resume"])
+        begun = (target / "config.toml").is_file()
+        _say(f"stopped; complete steps are kept: {again}" if begun else "stopped; nothing was begun")
         sys.exit(130)
     finally:
         for tracker in trackers:
@@ -255,7 +257,7 @@ def bench(context: typer.Context) -> None:
             "clone the repository and call `make bench` there"
         )
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "bench", *context.args]
+    command = [sys.executable, "-P", "-m", "bench", *context.args]
     sys.exit(subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode)
 
 

@@ -253,7 +253,8 @@ def _values(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not valid {path.suffix.lstrip('.').upper()}: {error}") from error
+        told = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid {path.suffix.lstrip('.').upper()}: {told}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values

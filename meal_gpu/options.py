@@ -58,7 +58,7 @@ def key_values(option: str, items: list[str]) -> dict[str, Any]:
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{option} {item!r}: {error}") from error
+            raise ConfigError(f"{option} {item!r}: {' '.join(str(error).split())}") from error
     return values
 
 

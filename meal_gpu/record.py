@@ -96,7 +96,7 @@ class RunFolder:
         try:
             return cls(path, configs.read(path / "config.toml"))
         except ConfigError as error:
-            raise RunError(f"this run cannot be continued: {error}") from error
+            raise RunError(f"this run cannot be read: {error}") from error
 
     def continued(self, device: torch.device) -> None:
         """Add to env.json what makes the steps from here on, where it is not what made those before."""

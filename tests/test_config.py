@@ -116,7 +116,7 @@ def test_yaml(suffix: str, tmp_path: Path) -> None:
     ("name", "text", "told"),
     [
         ("a.toml", "seed = ", "not valid TOML"),
-        ("a.yaml", "seed: [", "not valid YAML"),
+        ("a.yaml", "seed: [", "not valid YAML: while parsing a flow node expected"),
         ("a.yaml", "- 1\n", "expected keys and values, found list"),
         ("a.yaml", "", "found NoneType"),
         ("a.toml", "sed = 1", "unknown key sed"),
@@ -131,7 +131,7 @@ def test_bad_files_are_named(name: str, text: str | bytes | None, told: str, tmp
     with pytest.raises(ConfigError) as error:
         read(path)
     assert str(path) in str(error.value)
-    assert told in str(error.value)
+    assert told in str(error.value) and "\n" not in str(error.value)
 
 
 def test_unknown_keys_are_listed_with_the_known() -> None:

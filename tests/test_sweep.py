@@ -525,7 +525,8 @@ def test_what_a_child_is_called_with(begun: bool, tmp_path: Path) -> None:
     places = ["--root", "a b", "--set", "cache_gib=1.0", "--set", "pool_share=0.25"]
     start = ["--resume", *places] if begun else ["--config", "logs/a.toml"]
     assert called[1:] == [
-        "-m", "meal_gpu", "run", "--out", str(tmp_path), *start, "--track", "tensorboard", "--track", "wandb",
+        "-P", "-m", "meal_gpu", "run", "--out", str(tmp_path), *start, "--track", "tensorboard", "--track",
+        "wandb",
     ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from meal_gpu import atomic
+from meal_gpu.cache import expanded
 from meal_gpu.data import camvid
 from meal_gpu.data.archive import extract, git_tree
 from meal_gpu.data.checking import check
@@ -89,7 +90,7 @@ def download(
     if name not in ARCHIVES:
         where = f"; get it from {DATASETS[name].url}" if name in DATASETS and DATASETS[name].url else ""
         raise ConfigError(f"{name!r} cannot be downloaded{where}; what can: {', '.join(ARCHIVES)}")
-    target = Path(root).expanduser().absolute() if root is not None else default_root(name)
+    target = expanded(root).absolute() if root is not None else default_root(name)
     return install(name, ARCHIVES[name], target, url=url, sha256=sha256, progress=progress)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from meal_gpu import atomic
+from meal_gpu.cache import expanded
 from meal_gpu.data.dataset import Dataset, Progress, Split
 from meal_gpu.data.load import fill_labels
 from meal_gpu.data.making import alone
@@ -48,7 +49,7 @@ def pack(dataset: Dataset, out: str | Path, *, progress: Progress | None = None)
     """
     if dataset.train.packed is not None:
         raise DataError(f"{dataset.root}: a pack already; copy the folder instead")
-    target = Path(out).expanduser().absolute()
+    target = expanded(out).absolute()
     manifest: dict[str, Any] = {
         "version": _VERSION,
         "name": dataset.name,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from meal_gpu.cache import cache_root
+from meal_gpu.cache import cache_root, expanded
 from meal_gpu.data import camvid, cityscapes, folder, packing, synthetic
 from meal_gpu.data.dataset import Dataset, DatasetInfo
 from meal_gpu.errors import ConfigError, DataError
@@ -91,9 +91,9 @@ def default_root(name: str) -> Path:
 
 def _root(info: DatasetInfo, root: str | Path | None) -> Path:
     if root is not None:
-        return Path(root).expanduser().absolute()
+        return expanded(root).absolute()
     if info.env and (value := os.environ.get(info.env)):
-        return Path(value).expanduser().absolute()
+        return expanded(value).absolute()
     if info.name == "synthetic":
         return synthetic.cached()
     if info.name == "camvid" and default_root("camvid").is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from meal_gpu import atomic, rng
-from meal_gpu.cache import cache_root
+from meal_gpu.cache import cache_root, expanded
 from meal_gpu.data import cityscapes
 from meal_gpu.data.dataset import Dataset, Progress
 from meal_gpu.data.making import alone
@@ -65,7 +65,7 @@ def write(
         DataError: `root` exists, a count is below 1, or the size is below 16×16.
         RunError: another process draws it, which is named; or it cannot be written.
     """
-    target = Path(root).expanduser().absolute()
+    target = expanded(root).absolute()
     if train < 1 or val < 1 or min(size) < 16:
         raise DataError(
             f"a drawn tree needs at least 1 frame in each split and 16×16 pixels; "

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from meal_gpu.cache import expanded
 from meal_gpu.errors import DataError, UnavailableError
 from meal_gpu.images.content import filesystem, is_url, member
 from meal_gpu.images.headers import SUFFIXES
@@ -94,11 +95,11 @@ def list_images(given: str) -> Listing:
         UnavailableError: a URL's protocol is unknown, its package missing, or its server does not answer.
     """
     given = _plain(given)
-    if given.lower().endswith(".parquet") and (is_url(given) or not Path(given).expanduser().is_dir()):
+    if given.lower().endswith(".parquet") and (is_url(given) or not expanded(given).is_dir()):
         return _checked(_manifest(given), given)
-    if given.lower().endswith(".tar") and (is_url(given) or not Path(given).expanduser().is_dir()):
+    if given.lower().endswith(".tar") and (is_url(given) or not expanded(given).is_dir()):
         return _checked(_tars(given), given)
-    return _checked(_prefix(given) if is_url(given) else _folder(Path(given).expanduser()), given)
+    return _checked(_prefix(given) if is_url(given) else _folder(expanded(given)), given)
 
 
 def _plain(file: str) -> str:
@@ -199,7 +200,7 @@ def _is_image(path: str) -> bool:
 
 def _manifest(given: str) -> Listing:
     files, names = _columns(given)
-    folder = posixpath.dirname(given) if is_url(given) else str(Path(given).expanduser().parent)
+    folder = posixpath.dirname(given) if is_url(given) else str(expanded(given).parent)
     whole = tuple(
         file if is_url(file) or file.startswith("/") else posixpath.join(folder, file) for file in files
     )
@@ -251,7 +252,7 @@ def _columns(given: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _opened(given: str) -> Any:
     if not is_url(given):
-        return Path(given).expanduser().open("rb")
+        return expanded(given).open("rb")
     system, path = filesystem(given)
     return system.open(path, "rb")
 

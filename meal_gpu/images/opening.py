@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from meal_gpu.cache import expanded
 from meal_gpu.errors import DataError, InputError
 from meal_gpu.images.collected import Collected
 from meal_gpu.images.content import is_url
@@ -50,13 +51,13 @@ def open_images(
             return Resident(images.to(device)), names
         return Hosted(images, device), names
     if isinstance(given, str | Path):
-        paths, names = _folder(Path(given).expanduser())
+        paths, names = _folder(expanded(given))
         _require_usable(paths)
         return open_files(paths, device, size=size, share=share), names
     if isinstance(given, list | tuple):
         if not all(isinstance(path, str | Path) for path in given):
             raise InputError("a list of images must hold paths; stack tensors into one [N, H, W, 3]")
-        paths = tuple(Path(path).expanduser() for path in given)
+        paths = tuple(expanded(path) for path in given)
         require_unique(list(map(str, paths)), "images: the file")
         _require_usable(paths)
         return open_files(paths, device, size=size, share=share), tuple(str(path) for path in given)

@@ -59,7 +59,7 @@ def library() -> ctypes.CDLL:
     try:
         target = cache_root() / "kernels" / f"cpu-{key}.so"
         fresh = not target.is_file()
-    except (OSError, RuntimeError) as error:  # a folder that may not be looked into; no home
+    except OSError as error:  # a folder that may not be looked into
         raise UnavailableError(f"there is no cache folder: {error}. Set MEAL_GPU_CACHE to one") from error
     if fresh:
         _build(command, sources, target)

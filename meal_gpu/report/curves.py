@@ -72,8 +72,11 @@ def _curve(runs: list[Run], unique: bool) -> Curve:
         name = "supervised, all labels"
     elif unique:
         name = strategy
+    elif len(names) == 1:
+        name = names[0]
     else:
-        name = names[0] if len(names) == 1 else f"{strategy} ({', '.join(names)})"
+        folders = {name.rpartition("/")[0] for name in names}  # of a sweep it says enough
+        name = f"{strategy} ({min(folders) if len(folders) == 1 and '' not in folders else ', '.join(names)})"
     rows = zip_longest(*(run.steps for run in runs))
     points = tuple(_point([step for step in row if step is not None]) for row in rows)
     notes = elsewhere(name, [run.config for run in runs])

@@ -14,7 +14,7 @@ from meal_gpu.errors import RunError
 from meal_gpu.report import chart, explore
 from meal_gpu.report.content import gather
 from meal_gpu.report.curves import LEVEL
-from meal_gpu.report.table import load
+from meal_gpu.report.table import load_all
 
 _ACROSS = 10  # steps in a table, so that it fits on paper
 
@@ -29,7 +29,7 @@ def write(paths: Sequence[Path], out: Path | None = None, *, images: bool = True
         RunError: a folder without a complete step, or a file that cannot be written.
     """
     target = out or paths[0] / "report.html"
-    html = render(gather([load(path) for path in paths], images=images))
+    html = render(gather(load_all(paths), images=images))
     try:
         atomic.write(target, html.encode("utf-8", "replace"))
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from meal_gpu.errors import InputError, RunError
 from meal_gpu.report.curves import gather
-from meal_gpu.report.table import Run, load
+from meal_gpu.report.table import Run, load_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ def plot(paths: Sequence[Path], out: Path) -> None:
         RunError: a folder without a complete step, or a file that cannot be written.
     """
     form = plot_format(out)
-    picture = curves([load(path) for path in paths], form)
+    picture = curves(load_all(paths), form)
     try:
         out.write_bytes(picture)
     except OSError as error:

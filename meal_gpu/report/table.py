@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,17 +85,43 @@ def load(path: Path) -> Run:
             [str(made.get(key) or "unknown") for made in makers] for key in ("device", "commit")
         )
         for number, step in enumerate(steps):
+            if not _is_sound(step, number):
+                raise ValueError(f"metrics.json of step {number} is damaged")
             if step["mean_iou"] is None:  # no class occurred
                 step["mean_iou"] = math.nan
-            figures = [step[key] for key in ("labelled", "patches", "share", "mean_iou", "epoch")]
-            ious = [iou for iou in step["class_iou"].values() if iou is not None]
-            if not all(isinstance(x, int | float) for x in [step["step"], *figures, *ious]):
-                raise ValueError(f"metrics.json of step {number} is damaged")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: the run's records cannot be read: {error!r}") from error
     if not steps:
         raise RunError(f"{path} holds no complete step yet: continue it with --resume")
     return Run(path.resolve().name, folder.config, devices, commits, steps, folder)
+
+
+def _is_sound(step: dict[str, Any], number: int) -> bool:
+    """Whether a step's metrics are what a run writes."""
+    counts = [step[key] for key in ("labelled", "patches", "epoch")]
+    control = step.get("control") or {}
+    figures = [step["mean_iou"], *step["class_iou"].values(), *control.values()]
+    return (
+        all(type(count) is int for count in counts)
+        and step["step"] == number
+        and 0 < step["labelled"] <= step["patches"]
+        and all(_is_finite(figure) for figure in [step["share"], *(x for x in figures if x is not None)])
+    )
+
+
+def _is_finite(figure: object) -> bool:
+    return type(figure) in (int, float) and math.isfinite(figure)  # type: ignore[arg-type]
+
+
+def load_all(paths: Sequence[Path]) -> list[Run]:
+    """As `load`; runs of one name, as sweeps have, are told apart by their parent folders."""
+    runs = [load(path) for path in paths]
+    times = Counter(run.name for run in runs)
+    folders = [f"{path.resolve().parent.name}/" for path in paths]
+    return [
+        dataclasses.replace(run, name=folder * (times[run.name] > 1) + run.name)
+        for folder, run in zip(folders, runs, strict=True)
+    ]
 
 
 HEADER = ("step", "labelled", "share", "mIoU", "best epoch")
@@ -129,7 +156,7 @@ def title(run: Run) -> str:
 def text(paths: Sequence[Path]) -> str:
     """Every run as a Markdown table, which also reads well on a terminal."""
     blocks = []
-    for run in map(load, paths):
+    for run in load_all(paths):
         cells = [HEADER, *rows(run)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [

@@ -28,7 +28,9 @@ def command(path: Path, config: Config, settings: Path, track: Sequence[str]) ->
         for key in ("cache_gib", "pool_share"):
             start += ["--set", f"{key}={getattr(config, key)!r}"]
     tracked = [part for name in track for part in ("--track", name)]
-    return [sys.executable, "-m", "meal_gpu", "run", "--out", str(path), *start, *tracked]
+    # A module in the working directory is not run, as by `meal-gpu`, unless the package itself lies there
+    safe = [] if Path(__file__).resolve().parents[2] == Path.cwd() else ["-P"]
+    return [sys.executable, *safe, "-m", "meal_gpu", "run", "--out", str(path), *start, *tracked]
 
 
 class Child:

@@ -1,5 +1,6 @@
 """A sweep on the command line: run it, write its report, say what failed."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def execute(asked: Sweep, out: Path, *, resume: bool, jobs: int, track: Sequence
     try:
         runs = running.run(asked, out, resume=resume, jobs=jobs, track=track)
     except KeyboardInterrupt as stopped:
-        options = [f"--jobs {jobs}"] * (jobs > 1) + [f"--track {name}" for name in track]
-        again = " ".join(["meal-gpu run --out", str(out), "--resume", *options])
+        options = ["--jobs", str(jobs)] * (jobs > 1) + [part for name in track for part in ("--track", name)]
+        again = shlex.join(["meal-gpu", "run", "--out", str(out), "--resume", *options])
         typer.echo(f"meal-gpu: stopped; complete steps are kept: {again}", err=True)
         return 128 + (stopped.args[0] if stopped.args else 2)
     failed = [run for run in runs if run.state == "failed"]
@@ -32,5 +33,5 @@ def execute(asked: Sweep, out: Path, *, resume: bool, jobs: int, track: Sequence
     if begun := [out / run.name for run in runs if run.done]:
         typer.echo(f"drawing the report of {len(begun)} runs: minutes for full-size images", err=True)
         typer.echo(f"report: {report.write(begun, out / 'report.html')}")
-        typer.echo(f"statistics: meal-gpu compare {out}")
+        typer.echo(f"statistics: {shlex.join(['meal-gpu', 'compare', str(out)])}")
     return 1 if failed else 0

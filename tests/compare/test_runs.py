@@ -186,7 +186,7 @@ def test_damaged_and_foreign_folders_are_named(tmp_path: Path) -> None:
         metrics(path).write_text(text)
         refused(path, "records cannot be read")
     path = folder(tmp_path / "still", "meal", 0, [0.1, 0.2])
-    metrics(path, 1).write_text(metrics(path, 0).read_text())
+    metrics(path, 1).write_text(json.dumps(json.loads(metrics(path, 0).read_text()) | {"step": 1}))
     refused(path, r"labelled patches do not increase from step to step: \(32, 32\)")
 
 

@@ -6,9 +6,9 @@ import pytest
 from data_samples import MakeTree
 from PIL import Image
 
-from meal_gpu.cache import cache_root
+from meal_gpu.cache import cache_root, expanded
 from meal_gpu.data import DATASETS, Dataset, load_images, load_labels, open_dataset
-from meal_gpu.errors import ConfigError, DataError
+from meal_gpu.errors import ConfigError, DataError, UnavailableError
 
 
 def test_importing_the_package_imports_no_dali() -> None:
@@ -67,6 +67,21 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert cache_root() == tmp_path / "xdg/meal-gpu"
     monkeypatch.setenv("MEAL_GPU_CACHE", str(tmp_path / "own"))
     assert cache_root() == tmp_path / "own"
+
+
+def test_without_a_home_directory_it_is_said_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is in no list."""
+    for name in ("MEAL_GPU_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UnavailableError, match="no home directory to keep a cache in: set MEAL_GPU_CACHE"):
+        cache_root()
+    with pytest.raises(UnavailableError, match="~nobody-at-all/x: there is no such home directory"):
+        expanded("~nobody-at-all/x")
 
 
 def test_loading_reports_progress(cityscapes: Dataset) -> None:

@@ -27,8 +27,9 @@ HEAD = """# What can go wrong, and what happens then
 Made by `python tests/faults/table.py` of the tests that show each row; it writes this file only when all of
 them pass. A row is a case of its own: {counts}.
 
-The program ends with exit code 0 (done), 1 (an error that its one line on stderr names), 2 (options that
-cannot be parsed), 70 (a defect of meal-gpu; the line names the file with the traceback) or 130 (Ctrl-C).
+The program ends with exit code 0 (done), 1 (an error that its one line on stderr names, or a check that
+found something and printed it), 2 (options that cannot be parsed), 70 (a defect of meal-gpu; the line names
+the file with the traceback) or 128 and the number of the signal that ended it (Ctrl-C: 130).
 """
 
 

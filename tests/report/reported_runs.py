@@ -1,6 +1,7 @@
 """Run folders that were written by hand: nothing is trained."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ def make(path: Path, scores: tuple[float, ...] = SCORES, **changes: Any) -> Path
     environment = {"device": "A CPU, 2 cores", "commit": "0123456789ab"}
     (path / "env.json").write_text(json.dumps(environment))  # the same on every machine
     for step, score in enumerate(scores):
+        known = None if math.isnan(score) else score
         metrics = {
             "step": step, "labelled": 32 * (step + 1), "patches": 1600, "share": 32 * (step + 1) / 1600,
-            "mean_iou": score, "class_iou": {CLASSES[0]: score, CLASSES[1]: None}, "epoch": step + 1,
+            "mean_iou": known, "class_iou": {CLASSES[0]: known, CLASSES[1]: None}, "epoch": step + 1,
             "history": [],
         }  # fmt: skip
         with folder.writing(folder.step(step)) as aside:

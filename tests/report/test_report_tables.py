@@ -87,6 +87,37 @@ def test_seeds_of_one_configuration_are_averaged(tmp_path: Path) -> None:
     assert {"entropy, mean of 2 to 3 seeds", "meal"} <= set(legend(runs))
 
 
+def test_runs_of_two_sweeps_are_told_apart(tmp_path: Path) -> None:
+    paths = [
+        make(tmp_path / sweep / f"entropy-{seed}", seed=seed, learning_rate=rate)
+        for sweep, rate in (("slow", 1e-4), ("fast", 1e-2)) for seed in (0, 1)
+    ]  # fmt: skip
+    runs = table.load_all([*paths, make(tmp_path / "slow" / "meal-0", strategy="meal")])
+    assert [run.name for run in runs] == [
+        "slow/entropy-0", "slow/entropy-1", "fast/entropy-0", "fast/entropy-1", "meal-0",
+    ]  # fmt: skip
+    assert [curve.label for curve in curves.gather(runs)] == [
+        "entropy (slow), mean of 2 seeds", "entropy (fast), mean of 2 seeds", "meal",
+    ]  # fmt: skip
+    assert "slow/entropy-0: entropy on" in report.text(paths)
+
+
+DAMAGE: list[dict[str, Any]] = [
+    {"share": math.inf}, {"share": math.nan}, {"labelled": math.nan}, {"labelled": 20.5}, {"labelled": 0},
+    {"patches": 0}, {"step": 7}, {"mean_iou": True}, {"mean_iou": "0.5"}, {"class_iou": {"road": "x"}},
+    {"control": {"accuracy": "x", "low": None, "high": None}}, {"control": 7}, {"epoch": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", DAMAGE, ids=str)
+def test_metrics_that_no_run_writes_are_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = make(tmp_path / "a")
+    file = path / "steps" / "001" / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(RunError, match="a: the run's records cannot be read"):
+        table.load(path)
+
+
 def test_other_settings_keep_seeds_apart(tmp_path: Path) -> None:
     runs = [table.load(make(tmp_path / "a")), table.load(make(tmp_path / "b", seed=1, query_size=16))]
     assert [curve.label for curve in curves.gather(runs)] == ["a", "b"]
