@@ -123,6 +123,29 @@ def test_the_baselines_own_settings_give_way_to_a_file_and_to_options(
     assert (found.epochs, found.batch_size, found.learning_rate, found.final_epochs) == expected
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_after_ctrl_c_only_a_run_that_began_is_to_be_continued(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from meal_gpu import experiment
+
+    out = tmp_path / "my run"
+
+    def run(config: Config, target: Path, **more: object) -> None:
+        if begun:
+            target.mkdir()
+            (target / "config.toml").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(sys, "argv", ["meal-gpu", "run", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    again = f"complete steps are kept: meal-gpu run --out '{out}' --resume"
+    told = f"meal-gpu: stopped; {again if begun else 'nothing was begun'}\n"
+    assert (ended.value.code, capsys.readouterr().err) == (130, told)
+
+
 def test_a_terminal_without_a_sign_stops_no_command() -> None:
     done = call("strategies", env=os.environ | {"PYTHONIOENCODING": "koi8-r"})
     assert done.returncode == 0, done.stderr
