@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Split
+from meal_gpu.data.dataset import UNKNOWN, Dataset, Split
 from meal_gpu.data.load import describe_unknown
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import label_kind
 from meal_gpu.images.loader import decode
-from meal_gpu.images.probing import Look, Problem, common_size
+from meal_gpu.images.probing import Look, Problem, Progress, common_size
 
 
 def check(dataset: Dataset, *, deep: bool = False, progress: Progress | None = None) -> list[Problem]:

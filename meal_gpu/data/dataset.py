@@ -1,6 +1,5 @@
 """What a dataset is: classes, the ids its files use, and two splits of image and label files."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +14,6 @@ UNKNOWN = -1
 """The `lookup` entry of an id that the dataset does not have."""
 
 Color = tuple[int, int, int]
-Progress = Callable[[int], None]
-"""Called with the number of images finished since the last call."""
 
 
 @dataclass(frozen=True)

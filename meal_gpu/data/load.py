@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meal_gpu.data.dataset import UNKNOWN, Dataset, Progress, Split
+from meal_gpu.data.dataset import UNKNOWN, Dataset, Split
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size, image_size
 from meal_gpu.images.loader import Loader
 from meal_gpu.images.opening import SHARE, decoded, open_files
+from meal_gpu.images.probing import Progress
 from meal_gpu.images.sources import Hosted, Images, Resident
 from meal_gpu.memory import free_bytes
 

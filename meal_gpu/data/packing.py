@@ -19,12 +19,13 @@ import torch
 
 from meal_gpu import atomic
 from meal_gpu.cache import expanded
-from meal_gpu.data.dataset import Dataset, Progress, Split
+from meal_gpu.data.dataset import Dataset, Split
 from meal_gpu.data.load import fill_labels
 from meal_gpu.data.making import alone
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size
 from meal_gpu.images.opening import fill
+from meal_gpu.images.probing import Progress
 
 MANIFEST = "pack.json"
 _VERSION = 1

@@ -11,11 +11,12 @@ from PIL import Image
 from meal_gpu import atomic, rng
 from meal_gpu.cache import cache_root, expanded
 from meal_gpu.data import cityscapes
-from meal_gpu.data.dataset import Dataset, Progress
+from meal_gpu.data.dataset import Dataset
 from meal_gpu.data.making import alone
 from meal_gpu.data.street.scene import RARE, draw
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size, image_size
+from meal_gpu.images.probing import Progress
 
 VERSION = 1
 """Counts up whenever the drawing changes; part of the cache folder's name."""

@@ -13,13 +13,12 @@ from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
 from meal_gpu.images.listing import Listing, files_below, require_unique
 from meal_gpu.images.loader import Loader
-from meal_gpu.images.probing import probe, refusal
+from meal_gpu.images.probing import Progress, probe, refusal
 from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, require_images
 from meal_gpu.memory import free_bytes, same_device
 
 Given = str | Path | Sequence[str | Path] | torch.Tensor | Listed
-Progress = Callable[[int], None]
 
 SHARE = 0.5
 """How much of the free memory a pool may take."""

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from meal_gpu import rng, strategies
-from meal_gpu.errors import InputError, MealGpuError
+from meal_gpu.errors import MealGpuError
 from meal_gpu.learner import Learner, fit_manifold
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
+from meal_gpu.ops.public import whole
 from meal_gpu.passes import ImageSet
 from meal_gpu.preparation import Experiment, Monitor, Silent
 from meal_gpu.strategies.base import Selection
@@ -94,7 +95,7 @@ def stability(
         InputError: `seeds` below 1.
         RunError, DataError, UnavailableError: as `replay`.
     """
-    _require(seeds)
+    whole("seeds", seeds, 1)
     monitor = monitor or Silent()
     folder = open_run(run, step, least=1)
     frame = recorded(folder, step)
@@ -118,7 +119,7 @@ def examine(
     Raises:
         InputError: `seeds` below 1.
     """
-    _require(seeds)
+    whole("seeds", seeds, 1)
     return _examine(Past(experiment, learner, manifold, ledger, step), seeds, monitor or Silent(), None)
 
 
@@ -136,11 +137,6 @@ def coverage(points: torch.Tensor, centres: torch.Tensor) -> float:
     """[M, d], [n, d] -> the mean distance of the points to their nearest centre, in float64."""
     apart = torch.cdist(points.double(), centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
     return float(apart.min(dim=1).values.mean())
-
-
-def _require(seeds: int) -> None:
-    if seeds < 1:
-        raise InputError(f"seeds must be at least 1, got {seeds}")
 
 
 def _examine(past: Past, seeds: int, monitor: Monitor, known: list[int] | None) -> Stability:

@@ -190,5 +190,5 @@ def test_the_command(run_of: RunOf, tmp_path: Path) -> None:
 
 
 def test_no_seeds(past: Past) -> None:
-    with pytest.raises(InputError, match="seeds must be at least 1, got 0"):
+    with pytest.raises(InputError, match="seeds must be at least 1, and whole; got 0"):
         examined(past, 0)
