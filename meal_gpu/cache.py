@@ -19,7 +19,7 @@ def cache_root() -> Path:
     try:
         return Path.home() / ".cache" / "meal-gpu"
     except RuntimeError as error:  # of a container's user, say
-        raise UnavailableError("there is no home directory to keep a cache in: set MEAL_GPU_CACHE") from error
+        raise UnavailableError(f"there is no cache folder: {error} Set MEAL_GPU_CACHE to one") from error
 
 
 def expanded(path: str | Path) -> Path:
