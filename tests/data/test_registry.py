@@ -78,7 +78,7 @@ def test_without_a_home_directory_it_is_said_what_to_set(monkeypatch: pytest.Mon
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(UnavailableError, match="no cache folder: Could not .* Set MEAL_GPU_CACHE to one"):
+    with pytest.raises(UnavailableError, match=r"no cache folder: Could not .* Set MEAL_GPU_CACHE to one"):
         cache_root()
     with pytest.raises(UnavailableError, match="~nobody-at-all/x: there is no such home directory"):
         expanded("~nobody-at-all/x")
