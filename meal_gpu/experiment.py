@@ -257,7 +257,7 @@ def _record(
         models.save(learner.model, aside / "model.safetensors")
         for number, member in enumerate(learner.members, 1):
             models.save(member, aside / f"member-{number:02d}.safetensors")
-        chosen.to_parquet(aside / "query.parquet")
+        chosen.to_frame().to_parquet(aside / "query.parquet", index=False)
         ledger.write(aside / "ledger.parquet")
         atomic.write(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     folder.publish_ledger()

@@ -517,7 +517,8 @@ def test_how_it_ended_is_printed(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_what_a_child_is_called_with(begun: bool, tmp_path: Path) -> None:
+def test_what_a_child_is_called_with(begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # whose modules are not run
     if begun:
         (tmp_path / "config.toml").touch()
     config = BASE.replace(root="a b", cache_gib=1.0, pool_share=0.25)
@@ -528,6 +529,8 @@ def test_what_a_child_is_called_with(begun: bool, tmp_path: Path) -> None:
         "-P", "-m", "meal_gpu", "run", "--out", str(tmp_path), *start, "--track", "tensorboard", "--track",
         "wandb",
     ]  # fmt: skip
+    monkeypatch.chdir(Path(children.__file__).parents[2])  # of the package: a checkout
+    assert children.command(tmp_path, config, Path("logs/a.toml"), [])[1:3] == ["-m", "meal_gpu"]
 
 
 # The real thing

@@ -92,7 +92,7 @@ def test_a_step_that_does_not_fit(disk: Disk, quick: Config, made: Path) -> None
 def test_a_run_that_cannot_begin(disk: Disk, quick: Config) -> None:
     disk.fill(4096)
     out = disk.path / "run"
-    with pytest.raises(RunError, match=r"run: cannot be made: No space left on device"):
+    with pytest.raises(RunError, match=r"run: the run folder cannot be written: No space left on device"):
         experiment.run(quick, out)
     assert not (out / "config.toml").exists()
     disk.free()
