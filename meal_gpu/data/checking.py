@@ -64,11 +64,12 @@ def _pair(split: Split, index: int, dataset: Dataset, deep: bool) -> tuple[Look,
     image = Look.at(split.images[index], (decode,) if deep else ())
     if split.labels is None:
         return image, None, None
-    steps: list[Callable[[Path], object]] = [label_kind]
+    kinds: list[str] = []
+    steps: list[Callable[[Path], object]] = [lambda path: kinds.append(label_kind(path))]
     if deep:
         steps.append(lambda path: _check_ids(path, dataset))
     label = Look.at(split.labels[index], steps)
-    return image, label, None if label.fault else label_kind(split.labels[index])
+    return image, label, None if label.fault else kinds[0]
 
 
 def without(dataset: Dataset, problems: Sequence[Problem]) -> Dataset:

@@ -43,13 +43,12 @@ def open_tree(root: Path, *, size: Size | None = None) -> Dataset:
     names, lookup = read_classes(root / "classes.txt")
     images = root / "images"
     divided = any((images / split).is_dir() for split in ("train", "val"))
-    if not divided and images.is_dir():
-        for folder in images.iterdir():
-            if folder.is_dir() and folder.name.lower() in _LIKE_SPLITS:
-                raise DataError(f"{folder}: splits are called train and val; rename it in images and masks")
     if divided:
         train, val = _split(root, "train"), _split(root, "val")
     else:
+        for folder in images.iterdir() if images.is_dir() else ():
+            if folder.is_dir() and folder.name.lower() in _LIKE_SPLITS:
+                raise DataError(f"{folder}: splits are called train and val; rename it in images and masks")
         train, val = _split(root, ""), Split(root, (), None)
     if not len(train):
         where = images / "train" if divided else images

@@ -5,7 +5,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from meal_gpu.config import SUPERVISED
 from meal_gpu.report.table import Run, configuration, elsewhere
 
 LEVEL = 0.95
@@ -67,7 +66,7 @@ def gather(runs: Sequence[Run]) -> list[Curve]:
 def _curve(runs: list[Run], unique: bool) -> Curve:
     """`unique`: the strategy alone tells it from the other curves."""
     names, strategy = tuple(run.name for run in runs), runs[0].config.strategy
-    supervised = strategy == SUPERVISED
+    supervised = runs[0].config.is_supervised
     if supervised and unique:
         name = "supervised, all labels"
     elif unique:
