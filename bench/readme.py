@@ -210,13 +210,17 @@ def _beyond(root: Path) -> str:
     )
     sections = _sections(compare.compare(gathered, baseline=base))
     shown = [body for title, body in sections if title.startswith(("Strategies", "Pairs"))]
-    names = " ".join(row.name for row in rows)
     seeds = sorted({curve.config.seed for curve in gathered.curves})
-    command = (
-        f"OMP_NUM_THREADS=1 python -m bench.table1 {names} --strategy meal --seeds {seeds[0]}..{seeds[-1]} "
-        f"--folder {BEYOND.as_posix()}{_file(gathered.curves[0].config)}"
-    )
-    return "\n\n".join([*shown, f"{environment(gathered)} `{command}`."]) + "\n\n"
+    of_strategy: dict[str, set[str]] = {}
+    for group in gathered.groups:
+        of_strategy.setdefault(group.strategy, set()).add(Path(group.curves[0].name).parent.name)
+    commands = [
+        "`OMP_NUM_THREADS=1 python -m bench.table1 "
+        f"{' '.join(row.name for row in rows if row.name in named)} --strategy {strategy} "
+        f"--seeds {seeds[0]}..{seeds[-1]} --folder {BEYOND.as_posix()}{_file(gathered.curves[0].config)}`"
+        for strategy, named in of_strategy.items()
+    ]
+    return "\n\n".join([*shown, f"{environment(gathered)} {'; '.join(commands)}."]) + "\n\n"
 
 
 def _sections(compared: compare.Comparison) -> list[tuple[str, str]]:
