@@ -1,37 +1,31 @@
-"""Temperature scaling (Guo et al. 2017): fitted on what is labelled, judged on the validation images.
+"""Temperature scaling (Guo et al. 2017), by images that the network was not trained on.
 
-Both look at a sample of pixels, whose logits are interpolated where they lie.
+Of these a sample of pixels is looked at, whose logits are interpolated where they lie.
 """
 
 import math
-from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from meal_gpu import rng
-from meal_gpu.inference import autocast
-from meal_gpu.memory import Halving
 from meal_gpu.models import Segmenter
-from meal_gpu.oracle import Oracle
-from meal_gpu.passes import LOWER, ImageSet
-from meal_gpu.patchwise import Decode, patch_decoder
+from meal_gpu.passes import ImageSet
 
-# Pixels of every patch and of every validation image
-PER_PATCH = 512
-PER_IMAGE = 4096
+PER_IMAGE = 4096  # pixels
 BINS = 15
 # Where the search ends: a model that is right everywhere asks for 0, one that knows nothing for infinity
 LIMITS = (0.05, 20.0)
-_AT_ONCE = 8
 
 
 def sampled(
     logits: torch.Tensor, labels: torch.Tensor, padded: tuple[int, int], align_corners: bool, void: int,
     draws: np.random.Generator, count: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """`count` random pixels of each of [B, C, h, w] logits, void left out -> [K, C] float32, [K] int64."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """`count` random pixels of each of [B, C, h, w] logits, void left out: their logits [K, C] float32, train
+    ids [K] and images [K] int64.
+    """
     images, height, width = labels.shape
     flat = torch.from_numpy(draws.integers(height * width, size=(images, count))).to(logits.device)
     y, x = flat // width, flat % width
@@ -47,51 +41,25 @@ def sampled(
     )  # fmt: skip
     values = found[:, :, 0].transpose(1, 2)
     known = truth != void
-    return values[known], truth[known]
-
-
-@torch.inference_mode()
-def labelled_pixels(
-    model: Segmenter, patches: torch.Tensor, oracle: Oracle, precision: str, seed: int, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [K, C], train ids [K] of pixels of the labelled patches [M], seen as in training."""
-    model.eval()
-    draws = rng.stream(seed, step, "calibration")
-    device, grid = oracle.images.device, oracle.grid
-    decode = patch_decoder(model, grid, oracle.context, device)
-    size, patch = oracle.sample_size, (grid.patch_height, grid.patch_width)
-    what = f"a forward pass of {size[0]}×{size[1]} pixels in {precision}"
-    halving = Halving(_AT_ONCE, device, what, LOWER)
-    parts = []
-    for batch in torch.split(patches, _AT_ONCE):
-        labels = oracle.truth(batch)
-        run = partial(_logits, model, decode, oracle.pixels(batch, model), oracle.shown(batch)[1])
-        with autocast(device, precision):
-            logits = torch.cat([part for _, part in halving.over(len(batch), run)])
-        parts.append(sampled(logits, labels, patch, True, oracle.void, draws, PER_PATCH))
-    values, truth = zip(*parts, strict=True)
-    return torch.cat(values), torch.cat(truth)
-
-
-def _logits(
-    model: Segmenter, decode: Decode, pixels: torch.Tensor, within: torch.Tensor, rows: slice
-) -> torch.Tensor:
-    return decode(model.encode(pixels[rows]), within[rows])
+    image = torch.arange(images, device=truth.device)[:, None].expand_as(truth)
+    return values[known], truth[known], image[known]
 
 
 @torch.inference_mode()
 def pixels_of(
     images: ImageSet, labels: torch.Tensor, model: Segmenter, void: int, seed: int, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [K, C] and train ids [K] of pixels of images with `labels` uint8 [N, H, W]."""
-    draws = rng.stream(seed, step, "calibration of images")
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of pixels of images with `labels` uint8 [N, H, W]: logits [K, C], train ids [K] and images [K]."""
+    draws = rng.stream(seed, step, "calibration")
     padded = model.padded_size(images.size)
-    parts = [
-        sampled(output.logits, labels[batch], padded, model.align_corners, void, draws, PER_IMAGE)
-        for batch, output in images.outputs(model)
-    ]
-    values, truth = zip(*parts, strict=True)
-    return torch.cat(values), torch.cat(truth)
+    parts = []
+    for batch, output in images.outputs(model):
+        values, truth, image = sampled(
+            output.logits, labels[batch], padded, model.align_corners, void, draws, PER_IMAGE
+        )
+        parts.append((values, truth, image + batch.start))
+    values, truth, image = (torch.cat(part) for part in zip(*parts, strict=True))
+    return values, truth, image
 
 
 def fit_temperature(logits: torch.Tensor, truth: torch.Tensor) -> float:

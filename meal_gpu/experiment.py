@@ -174,7 +174,7 @@ def _steps(
         learner = Learner(model, members)
         if not config.is_supervised and strategies.get(config.strategy).calibrated:
             with stages("calibrate"):
-                more["calibration"] = calibrate(experiment, learner, ledger, step)
+                more["calibration"] = calibrate(experiment, learner, step)
         with stages("record"):
             metrics = _record(experiment, folder, step, learner, chosen, ledger, trained, more)
         seconds = {name: round(value, 3) for name, value in stages.seconds.items()}

@@ -47,8 +47,8 @@ def temperature_for(given: float | None, strategy: str) -> float:
     """
     if given is None and strategies.get(strategy).calibrated:
         raise ConfigError(
-            f"strategy {strategy!r} needs --temperature (temperature= in Python), fitted on labelled images "
-            "(meal_gpu.calibration.fit_temperature; a run's metrics.json has its own)"
+            f"strategy {strategy!r} needs --temperature (temperature= in Python), fitted on images that the "
+            "model was not trained on (meal_gpu.calibration.fit_temperature; a run records its own)"
         )
     return 1.0 if given is None else given
 

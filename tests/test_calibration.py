@@ -3,32 +3,30 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import calibrated
 from small_networks import Painted, paint
 
 from meal_gpu import rng
 from meal_gpu.calibration import (
     LIMITS,
     PER_IMAGE,
-    PER_PATCH,
     expected_calibration_error,
     fit_temperature,
-    labelled_pixels,
     pixels_of,
     sampled,
 )
-from meal_gpu.grid import Grid
-from meal_gpu.images.sources import Resident
-from meal_gpu.models import Builder, Encoded
+from meal_gpu.config import Config
+from meal_gpu.data import synthetic
+from meal_gpu.learner import Learner, calibrate
 from meal_gpu.ops import reference
-from meal_gpu.oracle import Oracle
 from meal_gpu.passes import ImageSet
-from meal_gpu.patchwise import upsampled
+from meal_gpu.preparation import Silent, load, resolve
 
 VOID = 255
 
@@ -128,7 +126,7 @@ def test_sampled_logits_are_those_of_the_whole_picture(
     logits = torch.randn(3, 4, *cells, generator=generator)
     labels = torch.randint(4, (3, *size), generator=generator, dtype=torch.uint8)
     labels[:, 0] = VOID
-    values, truth = sampled(logits, labels, padded, corners, VOID, rng.stream(0, 0, "here"), 200)
+    values, truth, image = sampled(logits, labels, padded, corners, VOID, rng.stream(0, 0, "here"), 200)
     full = F.interpolate(logits.double(), padded, mode="bilinear", align_corners=corners)
     flat = torch.from_numpy(rng.stream(0, 0, "here").integers(size[0] * size[1], size=(3, 200)))
     y, x = flat // size[1], flat % size[1]
@@ -138,84 +136,68 @@ def test_sampled_logits_are_those_of_the_whole_picture(
     assert truth.dtype == torch.int64
     torch.testing.assert_close(values.double(), full[images, :, y, x][known], rtol=0, atol=2e-5)
     assert torch.equal(truth, labels[images, y, x][known].long())
+    assert torch.equal(image, images[known])
     if size[0] > 1:
         assert len(torch.unique(y)) == size[0]  # all of the picture is looked at
 
 
 def test_what_is_void_everywhere_gives_no_pixel() -> None:
     labels = torch.full((2, 8, 8), VOID, dtype=torch.uint8)
-    values, truth = sampled(torch.zeros(2, 3, 4, 4), labels, (8, 8), True, VOID, rng.stream(0, 0, "here"), 50)
+    draws = rng.stream(0, 0, "here")
+    values, truth, image = sampled(torch.zeros(2, 3, 4, 4), labels, (8, 8), True, VOID, draws, 50)
     assert values.shape == (0, 3)
+    assert image.shape == (0,)
     assert fit_temperature(values, truth) == 1.0
 
 
-GRID = Grid(2, 2, 32, 48)
 CLASSES = torch.randint(6, (5, 32, 48), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-
-
-def oracle(labels: torch.Tensor) -> Oracle:
-    return Oracle(Resident(paint(CLASSES)), labels, GRID, reference, VOID)
-
-
-class Shades(Painted):
-    """In two parts, as our own networks."""
-
-    def encode(self, images: torch.Tensor) -> Encoded:
-        return Encoded(images, images)
-
-    def decode(self, encoded: Encoded) -> torch.Tensor:
-        return self(encoded.high).logits
-
-
-def test_pixels_of_labelled_patches_and_no_others() -> None:
-    patches = torch.tensor([0, 3, 5, 6, 7, 10, 12, 15, 18, 19])  # more than pass at once
-    found = labelled_pixels(Shades(), patches, oracle(CLASSES), "float32", 0, 1)
-    assert len(found[1]) == len(patches) * PER_PATCH
-    assert torch.equal(found[0].argmax(dim=1), found[1])  # logits and labels of the same pixels
-    # labels of all other patches are other ones: no difference
-    other = torch.full_like(CLASSES, VOID)
-    for patch in patches.tolist():
-        left, top, right, bottom = GRID.boxes([patch])[0]
-        other[patch // 4, top:bottom, left:right] = CLASSES[patch // 4, top:bottom, left:right]
-    again = labelled_pixels(Shades(), patches, oracle(other), "float32", 0, 1)
-    assert torch.equal(found[0], again[0])
-    assert torch.equal(found[1], again[1])
-    # other pixels in another step, and for another seed
-    for seed, step in ((0, 2), (1, 1)):
-        assert not torch.equal(
-            labelled_pixels(Shades(), patches, oracle(CLASSES), "float32", seed, step)[0], found[0]
-        )
-
-
-@torch.inference_mode()
-def test_within_their_images_patches_have_the_logits_of_the_images() -> None:
-    model, patches = calibrated(Builder("smp", 6, "none"), 0), torch.tensor([0, 3, 6, 19])
-    within = replace(oracle(CLASSES), context="image")
-    logits, truth = labelled_pixels(model, patches, within, "float32", 0, 1)
-    images = reference.normalise(paint(CLASSES)[patches // 4], model.mean, model.std)
-    whole = upsampled(model, model(images).logits, (32, 48))
-    labels = CLASSES[patches // 4]
-    boxes = [tuple(box) for box in GRID.boxes(patches.numpy()).tolist()]
-    cut = [(whole[i, :, y:b, x:r], labels[i, y:b, x:r]) for i, (x, y, r, b) in enumerate(boxes)]
-    expected = sampled(
-        torch.stack([part for part, _ in cut]), torch.stack([part for _, part in cut]), (16, 24), True, VOID,
-        rng.stream(0, 1, "calibration"), PER_PATCH,
-    )  # fmt: skip
-    assert torch.equal(truth, expected[1])
-    torch.testing.assert_close(logits, expected[0], rtol=0, atol=1e-3 * float(expected[0].std()))
 
 
 def test_pixels_of_validation_images() -> None:
     labels = CLASSES.clone()
     labels[:, :, :24] = VOID
     images = ImageSet(paint(CLASSES), reference, batch_size=2)
-    logits, truth = pixels_of(images, labels, Painted(), VOID, 0, 1)
+    labels[3] = VOID
+    logits, truth, image = pixels_of(images, labels, Painted(), VOID, 0, 1)
     # half of them, to five standard errors
-    assert abs(len(truth) - 5 * PER_IMAGE / 2) < 5 * (5 * PER_IMAGE / 4) ** 0.5
+    assert abs(len(truth) - 4 * PER_IMAGE / 2) < 5 * (4 * PER_IMAGE / 4) ** 0.5
     assert torch.equal(logits.argmax(dim=1), truth)
+    assert image.unique().tolist() == [0, 1, 2, 4]
+    # other pixels in another step, and for another seed
+    for seed, step in ((0, 2), (1, 1)):
+        assert not torch.equal(pixels_of(images, labels, Painted(), VOID, seed, step)[0], logits)
 
 
-def test_a_network_that_is_too_unsure_is_cooled() -> None:
-    """It is always right, with logits -0.01 · distance²: the lowest temperature is the best."""
-    found = labelled_pixels(Shades(sharpness=0.01), torch.arange(8), oracle(CLASSES), "float32", 0, 1)
-    assert fit_temperature(*found) == pytest.approx(LIMITS[0], rel=1e-2)
+def test_a_temperature_is_fitted_on_every_other_validation_image_and_judged_on_the_rest(
+    tmp_path: Path,
+) -> None:
+    """The network is always right, and not sure of it; other labels make it wrong."""
+    synthetic.write(tmp_path / "tree", train=2, val=5, size=(32, 48), seed=0)
+    config = Config(
+        dataset="cityscapes", root=tmp_path / "tree", size=(32, 48), encoder_weights="none",
+        initial_images=1, steps=1, precision="float32", device="cpu", ops="reference",
+    )  # fmt: skip
+    experiment = load(resolve(config), Silent())
+
+    def calibrated_on(labels: torch.Tensor) -> dict[str, float | None]:
+        shown = replace(experiment, validation=images, validation_labels=labels)
+        model: Any = Painted(sharpness=1.0)
+        learner = Learner(model)
+        found = calibrate(shown, learner, 0)
+        assert learner.temperature == found["temperature"]
+        return found
+
+    images = ImageSet(paint(CLASSES), reference, batch_size=2)
+    right = calibrated_on(CLASSES)
+    assert right["temperature"] == pytest.approx(LIMITS[0], rel=1e-2)  # the surer the better
+    assert right["ece_after"] == pytest.approx(0, abs=1e-6)
+    assert right["ece_before"] > 0.01
+    other = CLASSES.clone()
+    other[1::2] = (CLASSES[1::2] + 1) % 6
+    wrong = calibrated_on(other)
+    assert wrong["temperature"] == right["temperature"]
+    assert wrong["ece_after"] == pytest.approx(1, abs=1e-6)
+    images = ImageSet(paint(CLASSES[:1]), reference)
+    alone = calibrated_on(CLASSES[:1])
+    assert alone["temperature"] == pytest.approx(LIMITS[0], rel=1e-2)
+    assert (alone["ece_before"], alone["ece_after"]) == (None, None)

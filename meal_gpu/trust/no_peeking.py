@@ -135,7 +135,7 @@ def _trained(experiment: Experiment, past: Past, monitor: Monitor) -> Learner:
     train_step(experiment, model, ledger, step, False, stages, monitor)
     learner = Learner(model, train_members(experiment, ledger, step, stages, monitor))
     if get(experiment.config.strategy).calibrated:
-        calibrate(experiment, learner, ledger, step)
+        calibrate(experiment, learner, step)
     return learner
 
 

@@ -68,7 +68,7 @@ def trained(experiment: Experiment, manifold: Manifold) -> World:
     model = new_model(experiment, 0)
     train_step(experiment, model, ledger, 0, False, stages, Silent())
     learner = Learner(model, train_members(experiment, ledger, 0, stages, Silent()))
-    calibrate(experiment, learner, ledger, 0)
+    calibrate(experiment, learner, 0)
     return World(experiment, learner, manifold)
 
 
