@@ -136,6 +136,7 @@ def _table1(compared: compare.Comparison) -> str:
             summary.label, ", ".join(f"{curve.score[-1]:.3f}" for curve in summary.group.curves),
             tables.with_bounds(summary.final), tables.with_bounds(summary.area),
             *([tables.relative(summary), tables.budget(summary)] if measured else []),
+            f"{summary.last_epoch.mean:.4f}",
             f"{PAPER[config.finetune][config.strategy]:.3f}",
         ]
         for summary in summaries
@@ -143,13 +144,15 @@ def _table1(compared: compare.Comparison) -> str:
     ]  # fmt: skip
     head = [
         "strategy", "final mIoU, each seed", "mean [95 %]", "AUBC [95 %]",
-        *(["of supervised", "budget for 95 % of it"] if measured else []), "paper, final mIoU",
+        *(["of supervised", "budget for 95 % of it"] if measured else []), "by the last epoch",
+        "paper, final mIoU",
     ]  # fmt: skip
     first = summaries[0]
     config = first.group.curves[0].config
     reference = "".join(
-        f"With all labels: {curve.score[-1]:.3f} (seed {curve.config.seed}, `--strategy supervised`; the "
-        f"paper {PAPER[curve.config.finetune]['supervised']:.3f}). "
+        f"With all labels: {curve.score[-1]:.3f} (seed {curve.config.seed}, `--strategy supervised`; "
+        f"{curve.last_epoch[-1]:.3f} by the last epoch; the paper "
+        f"{PAPER[curve.config.finetune]['supervised']:.3f}). "
         for group in compared.gathered.supervised
         for curve in group.curves
     )
@@ -164,7 +167,8 @@ def _table1(compared: compare.Comparison) -> str:
         f"{len(first.labelled) - 1} steps ({config.final_epochs} after the last), validated after every "
         f"{config.validate_every}; {first.labelled[-1]} patches ({first.share[-1]:.2%}) at the end. "
         f"The paper's figures are of {'the same' if config.architecture == 'paper' else 'a larger'} network, "
-        f"validated after every epoch.{_weights(config)}\n\n"
+        f"validated after every epoch.{_weights(config)} {tables.SELECTED} Those images are labelled whole, "
+        "outside of the budget.\n\n"
         f"{performance.markdown(head, lines, 'l' + 'r' * (len(head) - 1))}\n\n"
         + "\n\n".join(notes)
         + f"\n\n{reference}Each seed has its own initial patches, the same for all strategies. The records, "

@@ -14,7 +14,8 @@ def accuracy(patches: torch.Tensor, model: Network, oracle: Oracle, precision: s
     """The mean over the unlabelled patches of the share of right pixels, in [0, 1], estimated without bias.
 
     Void is left out; a patch that is void everywhere says nothing, and the estimate is that of the others.
-    Every patch counts alike, however much of it is void. Student's interval, cut to [0, 1].
+    Every patch counts alike, however much of it is void. Student's interval, cut to [0, 1]: such shares are
+    skewed, so that of few patches it holds the truth less often than it says, and misses by being too high.
 
     Args:
         patches: [m] drawn uniformly from the unlabelled ones, which `model` was not trained on.

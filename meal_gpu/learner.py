@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,16 +130,20 @@ def train_step(
     config = experiment.config
     epochs = (config.final_epochs if ended else None) or config.epochs
     schedule = schedule_of(config, epochs)
+    with monitor.stage(f"step {step}: train", epochs) as advance, stages("train"):
+        return train(
+            model, ledger.labelled(), experiment.oracle, schedule, seed=config.seed, step=step,
+            validate=_validation(experiment, model, stages), advance=advance,
+            savepoint=_savepoint(saves, "model"),
+        )  # fmt: skip
 
+
+def _validation(experiment: Experiment, model: Segmenter, stages: Stages) -> Callable[[], Evaluation]:
     def validate() -> Evaluation:
         with stages("validate"):
             return evaluate(experiment.validation, experiment.validation_labels, model, data.VOID)
 
-    with monitor.stage(f"step {step}: train", epochs) as advance, stages("train"):
-        return train(
-            model, ledger.labelled(), experiment.oracle, schedule, seed=config.seed, step=step,
-            validate=validate, advance=advance, savepoint=_savepoint(saves, "model"),
-        )  # fmt: skip
+    return validate
 
 
 def _savepoint(saves: Path | None, name: str) -> Savepoint | None:
@@ -149,7 +154,7 @@ def train_members(
     experiment: Experiment, ledger: Ledger, step: int, stages: Stages, monitor: Monitor,
     saves: Path | None = None,
 ) -> list[Segmenter]:  # fmt: skip
-    """The other members of an ensemble, where the next query asks for one; their last epoch is kept.
+    """The other members of an ensemble, where the next query asks for one, trained as the model is.
 
     Each goes on from its savepoint in the folder `saves`, if there is one.
     """
@@ -164,8 +169,8 @@ def train_members(
             seed = rng.integer(config.seed, step, f"member {number}")
             savepoint = _savepoint(saves, f"member-{number:02d}")
             train(
-                member, ledger.labelled(), experiment.oracle, schedule, seed=seed, step=step, validate=None,
-                advance=advance, savepoint=savepoint,
+                member, ledger.labelled(), experiment.oracle, schedule, seed=seed, step=step,
+                validate=_validation(experiment, member, stages), advance=advance, savepoint=savepoint,
             )  # fmt: skip
     return members
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,20 @@ import pytest
 import torch
 
 from meal_gpu import config as configs
-from meal_gpu import data, experiment, lock, ops, rng, train
+from meal_gpu import data, experiment, learner, lock, ops, rng, train
 from meal_gpu.acquisition import draw_control
 from meal_gpu.calibration import LIMITS
 from meal_gpu.compare import compare, gather
 from meal_gpu.config import Config
 from meal_gpu.data import synthetic
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
+from meal_gpu.evaluate import Evaluation
 from meal_gpu.grid import Grid
 from meal_gpu.ledger import Ledger
 from meal_gpu.models import Builder
-from meal_gpu.preparation import resolve
+from meal_gpu.preparation import Silent, load, resolve
 from meal_gpu.savepoint import Savepoint
+from meal_gpu.timing import Stages
 
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
 
@@ -159,6 +162,34 @@ def test_members_are_trained_and_recorded_where_a_query_follows(ensemble: Path) 
         assert torch.equal(values, member[name]) or not name.startswith("encoder.")
     assert not torch.equal(model["classifier.weight"], member["classifier.weight"])
     assert not torch.equal(later["classifier.weight"], member["classifier.weight"])
+
+
+def test_members_keep_their_best_epoch_as_the_model_does(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(resolve(tiny.replace(strategy="ensemble", members=3, epochs=1)), Silent())
+    ledger = Ledger.create(loaded.grid, loaded.dataset.train.names)
+    ledger.label([0, 3, 5, 9], 0)
+
+    def trained(epochs: int, **changes: Any) -> list[dict[str, torch.Tensor]]:
+        config = loaded.config.replace(epochs=epochs, **changes)
+        stages = Stages(torch.device("cpu"))
+        members = learner.train_members(replace(loaded, config=config), ledger, 0, stages, Silent())
+        return [member.state_dict() for member in members]
+
+    def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> list[bool]:
+        return [all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(one, other, strict=True)]
+
+    right = iter([5, 5, 5, 4, 4, 5, 1, 1])  # of 10: after one epoch of two members; then two epochs of each
+
+    def judged(*_: Any) -> Evaluation:
+        k = next(right)
+        return Evaluation(torch.tensor([[k, 10 - k], [10 - k, k]]))
+
+    monkeypatch.setattr(learner, "evaluate", judged)
+    first = trained(1)
+    assert same(trained(2), first) == [True, False]
+    assert same(trained(2, keep="last"), first) == [False, False]
 
 
 def test_a_temperature_is_fitted_recorded_and_used(

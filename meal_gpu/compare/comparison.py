@@ -38,6 +38,7 @@ class Summary:
     areas: Array  # one per seed
     area: Interval  # mean mIoU over the budgets compared (AUBC)
     final: Interval  # mIoU at the largest budget compared
+    last_epoch: Interval  # there, where training ended, whatever epoch was kept
     class_iou: tuple[Interval, ...]  # there
     supervised: float | None  # mIoU with all labels
     relative: Interval | None  # final, of the supervised mIoU, which is taken as exact
@@ -70,7 +71,9 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Penalty:
-    """The penalty matrix over the seeds that all strategies share; None, for the reason told."""
+    """The penalty matrix over the seeds that all strategies share, and `steps` with a query; None, for the
+    reason told.
+    """
 
     matrix: Array | None
     seeds: tuple[int, ...]
@@ -174,6 +177,7 @@ def _summary(
     share, scores = first.share[:steps], group.scores(steps)
     classes = np.stack([curve.class_iou[:steps].T for curve in group.curves])  # [n, C, K]
     final = mean_interval(at_budget(share, scores, [high])[:, 0], level)
+    ended = np.stack([curve.last_epoch[:steps] for curve in group.curves])
     areas = area_under_curve(share, scores, low, high)
     target = supervised_score(gathered, group)
     budget, reached, relative = None, 0, None
@@ -185,6 +189,7 @@ def _summary(
         group=group, labelled=first.labelled[:steps], share=share,
         score=tuple(mean_interval(column, level) for column in scores.T),
         areas=areas, area=mean_interval(areas, level), final=final,
+        last_epoch=mean_interval(at_budget(share, ended, [high])[:, 0], level),
         class_iou=tuple(mean_interval(c, level) for c in at_budget(share, classes, [high])[..., 0].T),
         supervised=target, relative=relative, budget=budget, reached=reached,
     )  # fmt: skip
@@ -247,5 +252,5 @@ def _penalty(groups: Sequence[Group], steps: int, why: str) -> Penalty:
     )  # fmt: skip
     if reason:
         return Penalty(None, seeds, steps, reason)
-    scores = np.stack([group.scores(steps)[np.isin(group.seeds, seeds)] for group in groups])
-    return Penalty(penalty_matrix(scores, ALPHA), seeds, steps, "")
+    scores = np.stack([group.scores(steps)[np.isin(group.seeds, seeds), 1:] for group in groups])
+    return Penalty(penalty_matrix(scores, ALPHA), seeds, steps - 1, "")

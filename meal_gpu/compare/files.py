@@ -25,7 +25,7 @@ def tidy(comparison: Comparison) -> str:
     rows = [
         (
             group.label, group.strategy, curve.config.seed, step, labelled, curve.patches,
-            _number(curve.share[step]), _number(curve.score[step]),
+            _number(curve.share[step]), _number(curve.score[step]), _number(curve.last_epoch[step]),
             int(step < used.get(group.label, 0)), curve.name,
             *(_number(iou) for iou in curve.class_iou[step]),
         )
@@ -42,6 +42,7 @@ def tidy(comparison: Comparison) -> str:
         "patches",
         "share",
         "mean_iou",
+        "last_epoch_mean_iou",
         "compared",
         "run",
     )

@@ -19,22 +19,25 @@ from meal_gpu.statistics import Array
 _SAME = ("dataset", "size", "grid")
 # A supervised run is the reference of runs that train the same network in the same way
 _NETWORK = ("architecture", "encoder_weights", "finetune")
+_HOW = ("context", "precision", "keep", "validate_every")
 # What the model of step 0 depends on
 _START = (
-    *_NETWORK, "initial_images", "epochs", "batch_size", "context", "learning_rate", "decay_every",
-    "keep", "validate_every", "precision",
+    *_NETWORK, *_HOW, "initial_images", "epochs", "batch_size", "learning_rate", "decay_every",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One run: `labelled` [K] patches of `patches`, `score` [K] the validation mIoU, `class_iou` [K, C]."""
+    """One run: `labelled` [K] patches of `patches`, `score` [K] the validation mIoU of the epoch that was
+    kept, `last_epoch` [K] that of the last one, `class_iou` [K, C].
+    """
 
     name: str
     config: Config
     labelled: tuple[int, ...]
     patches: int
     score: Array
+    last_epoch: Array
     class_iou: Array
     classes: tuple[str, ...]
     devices: tuple[str, ...]  # [K]
@@ -100,6 +103,12 @@ def network(group: Group) -> tuple[Any, ...]:
     return tuple(getattr(group.curves[0].config, key) for key in _NETWORK)
 
 
+def trained_apart(group: Group, reference: Group) -> list[str]:
+    """The keys in which a supervised run differs, but for those that it must have of its own."""
+    one, other = group.curves[0].config, reference.curves[0].config
+    return [name for name in _HOW if getattr(one, name) != getattr(other, name)]
+
+
 def gather(paths: Sequence[str | Path]) -> Gathered:
     """Read run folders, or folders of run folders. What is left out is said in the notes: a run in such a
     folder without a complete step, and one that has fewer steps than other seeds of its strategy.
@@ -125,6 +134,7 @@ def read(path: Path) -> Curve:
             labelled=tuple(int(step["labelled"]) for step in run.steps),
             patches=int(run.steps[0]["patches"]),
             score=np.array([step["mean_iou"] for step in run.steps], dtype=np.float64),
+            last_epoch=np.array([_last_epoch(step["history"]) for step in run.steps], dtype=np.float64),
             class_iou=np.array(iou, dtype=np.float64),  # None becomes NaN: the class did not occur
             devices=tuple(run.devices), commits=tuple(run.commits),
         )  # fmt: skip
@@ -168,10 +178,14 @@ def group(curves: Sequence[Curve]) -> Gathered:
                 f"{this.curves[0].name} and {other.curves[0].name} are supervised runs of one network "
                 f"({this.label}; {other.label}): only one of them can be the reference, leave one out"
             )
-    notes = [*_notes(kept, usual), *_shortened(short)]
+    notes = [*_notes(kept, usual), *_shortened(short), *_training(learned)]
     for made in (*learned, *supervised):
         notes += elsewhere(made.label, [curve.config for curve in made.curves])
     return Gathered(learned, supervised, (*notes, *_starts(learned)))
+
+
+def _last_epoch(history: Sequence[dict[str, float]]) -> float | None:
+    return history[-1].get("mean_iou") if history else None
 
 
 def _longest(curves: Sequence[Curve]) -> list[Curve]:
@@ -235,6 +249,15 @@ def _starts(groups: Sequence[Group]) -> Iterator[str]:
             f"(seed {seeds}; by {max(by for _, by in apart):.4f} at most): the commit or the machine was not "
             "one, or training does not repeat itself there. A pair compares that, too."
         )
+
+
+def _training(groups: Sequence[Group]) -> Iterator[str]:
+    """What training depends on, and is not the same for all."""
+    configs = [group.curves[0].config for group in groups]
+    differing = [name for name in _START if len({getattr(config, name) for config in configs}) > 1]
+    if differing:
+        keys = ", ".join(differing)
+        yield f"Not the choice of patches alone differs, training does ({keys}): pairs compare that, too."
 
 
 def _shortened(short: Sequence[Curve]) -> Iterator[str]:

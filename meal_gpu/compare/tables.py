@@ -11,6 +11,10 @@ from meal_gpu.compare.verdict import environment, notes, verdict
 from meal_gpu.statistics import Interval
 
 NO_SUPERVISED = "no supervised run"
+SELECTED = (
+    'Every mIoU is of the epoch that is best on the images it is measured on, and higher for that; "by the '
+    'last epoch" is the final mIoU without.'
+)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -96,12 +100,12 @@ def _summaries(comparison: Comparison) -> str:
     level = comparison.confidence
     header = (
         "strategy", "seeds", f"AUBC [{level} interval]", f"final mIoU [{level} interval]", "of supervised",
-        f"budget for {REACHED:.0%} of it",
+        f"budget for {REACHED:.0%} of it", "by the last epoch",
     )  # fmt: skip
     rows = [
         (
             escape(s.label), str(len(s.group.seeds)), with_bounds(s.area), with_bounds(s.final), relative(s),
-            budget(s),
+            budget(s), with_bounds(s.last_epoch),
         )
         for s in comparison.summaries
     ]  # fmt: skip
@@ -112,6 +116,8 @@ def _summaries(comparison: Comparison) -> str:
     if references := {s.supervised for s in comparison.summaries if s.supervised is not None}:
         scores = ", ".join(f"{score:.4f}" for score in sorted(references))
         text += f" Supervised mIoU: {scores}, taken as exact."
+    if any(curve.config.keep == "best" for curve in comparison.gathered.curves):
+        text += f" {SELECTED}"
     return f"## Strategies\n\n{table(header, rows)}\n\n{text}"
 
 
@@ -158,9 +164,9 @@ def _penalty(comparison: Comparison) -> str:
     rows = [(label, *(f"{x:.2f}" for x in row)) for label, row in zip(labels, penalty.matrix, strict=True)]
     rows.append(("mean of the column", *(f"{x:.2f}" for x in np.mean(penalty.matrix, axis=0))))
     text = (
-        f"Share of {penalty.steps} steps at which the row beats the column: paired t-tests at {ALPHA} over "
-        f"{len(penalty.seeds)} seeds, not corrected (Ash et al. 2020). A low mean of the column ranks high; "
-        "it proves nothing."
+        f"Share of the {penalty.steps} steps with a query at which the row beats the column: paired t-tests "
+        f"at {ALPHA} over {len(penalty.seeds)} seeds, not corrected (Ash et al. 2020). A low mean of the "
+        "column ranks high; it proves nothing."
     )
     return f"## Penalty matrix\n\n{table(('', *labels), rows)}\n\n{text}"
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from meal_gpu.compare.comparison import ALPHA, Comparison, Pair, supervised_score
-from meal_gpu.compare.runs import Gathered, network
+from meal_gpu.compare.runs import Gathered, network, trained_apart
 
 
 def winner(comparison: Comparison) -> str | None:
@@ -41,9 +41,9 @@ def _verdict(comparison: Comparison) -> str:
     if name is not None:
         seeds = min(len(pair.seeds) for pair in pairs if name in (pair.first, pair.second))
         return (
-            f"{name} wins: its area under the budget curve is above that of every other strategy, each with "
-            f"a corrected p below {ALPHA} and a {comparison.confidence} interval of the difference without "
-            f"zero ({seeds} shared seeds)."
+            f"{name} wins: its area under the budget curve is above every other, each with a corrected p "
+            f"below {ALPHA} and a {comparison.confidence} interval of the difference without zero "
+            f"({seeds} shared seeds)."
         )
     shown = [_shown(pair) for pair in pairs if pair.better]
     found = f" Shown: {'; '.join(shown)}." if shown else ""
@@ -119,13 +119,16 @@ def notes(comparison: Comparison) -> Iterator[str]:
         yield "A class whose IoU is nan occurs in neither labels nor predictions of a run."
     if gathered.supervised:
         for group in groups:
-            if gathered.reference(group) is None:
+            reference = gathered.reference(group)
+            if reference is None:
                 yield (
                     f"No supervised run fits {group.label} (architecture, encoder weights, fine-tuning: "
                     f"{', '.join(map(str, network(group)))})."
                 )
             elif supervised_score(gathered, group) is None:
                 yield f"The supervised mIoU for {group.label} is not above 0: it is no reference."
+            elif apart := trained_apart(group, reference):
+                yield f"The supervised run for {group.label} has another {', another '.join(apart)}."
 
 
 def _steps(comparison: Comparison) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 The gradient of the loss for a pixel's predicted class is (p - onehot(argmax p)) ⊗ h, with the last layer's
 input h. A patch is described by the mean of the first factor and by the encoder's features for the second, so
-that |g - g'|² = |a|²|f|² + |a'|²|f'|² - 2 (a·a')(f·f') takes C + D numbers a patch and not C·D.
+that |g - g'|² = |a|²|f|² + |a'|²|f'|² - 2 (a·a')(f·f') takes C + D numbers a patch and not C·D. Opposite
+errors of a patch's pixels cancel in a: where two classes are confused both ways alike, it counts as 0.
 """
 
 import torch

@@ -18,7 +18,7 @@ def values(pool: Pool) -> torch.Tensor:
 MEASURE = Measure(
     name="class-balanced",
     summary="entropy times exp(-share of patches with the same dominant predicted class)",
-    source="Cai et al. 2021, class-balanced acquisition",
+    source="after Cai et al. 2021, class-balanced acquisition, of the entropy as it is",
     values=values,
     needs=("classes",),
 )

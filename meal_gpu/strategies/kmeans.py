@@ -23,7 +23,7 @@ def select(pool: Pool) -> Selection:
 STRATEGY = Strategy(
     name="kmeans",
     summary="patches nearest to the n K-Means centres of the unlabelled features",
-    source="Lloyd 1982; as diversity sampling in Zhdanov 2019",
+    source="Lloyd 1982; after Zhdanov 2019, without weights of informativeness",
     choice=select,
     nested=False,
 )

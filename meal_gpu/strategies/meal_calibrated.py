@@ -8,6 +8,6 @@ STRATEGY = replace(
     meal.STRATEGY,
     name="meal-calibrated",
     summary="MEAL with a temperature fitted on half of the validation images",
-    source="Sreenivasaiah et al. 2021 with the temperature scaling of Guo et al. 2017",
+    source="Sreenivasaiah et al. 2021; Guo et al. 2017, temperature scaling",
     calibrated=True,
 )

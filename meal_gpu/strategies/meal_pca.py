@@ -19,7 +19,7 @@ def principal(features: torch.Tensor, dimension: int) -> torch.Tensor:
 STRATEGY = Strategy(
     name="meal-pca",
     summary="candidates spread by K-Means++ over their principal components",
-    source="ablation of Sreenivasaiah et al. 2021; Pearson 1901",
+    source="our ablation of Sreenivasaiah et al. 2021; Pearson 1901",
     choice=lambda pool: seed_over(
         pool, lambda candidates: principal(pool.features(candidates), pool.dimension)
     ),

@@ -11,7 +11,7 @@ def select(pool: Pool) -> Selection:
 STRATEGY = Strategy(
     name="meal-raw",
     summary="candidates spread by K-Means++ over their features",
-    source="ablation of Sreenivasaiah et al. 2021",
+    source="our ablation of Sreenivasaiah et al. 2021",
     choice=select,
     measured=True,
 )

@@ -1,4 +1,7 @@
-"""TypiClust: the most typical patch of every large cluster that nothing is labelled of yet."""
+"""TypiClust: the most typical patch of every large cluster that nothing is labelled of yet.
+
+Its features are the network's own, where the paper has self-supervised ones.
+"""
 
 import torch
 
@@ -8,6 +11,7 @@ from meal_gpu.strategies.geometry import k_means, nearest_centre
 
 MOST_CLUSTERS = 500
 NEIGHBORS = 20
+SMALL = 5  # patches of a cluster that is taken for outliers, as in the authors' code
 
 
 def typicality(points: torch.Tensor) -> torch.Tensor:
@@ -20,14 +24,17 @@ def typicality(points: torch.Tensor) -> torch.Tensor:
 
 
 def turns(clusters: torch.Tensor, covered: torch.Tensor, n: int) -> list[int]:
-    """Which cluster each of n choices comes from: the fewest labelled first, then the largest of these.
+    """Which cluster each of n choices comes from: the fewest labelled first, then the largest of these; of
+    SMALL patches or less where no larger one is left.
 
     `clusters` [U] int64 are those of the unlabelled patches, `covered` [K] how many are labelled of each.
     """
     labelled, left = covered.tolist(), torch.bincount(clusters, minlength=len(covered)).tolist()
+    small = [known + other <= SMALL for known, other in zip(labelled, left, strict=True)]
     chosen = []
     for _ in range(n):
-        cluster = min((k for k in range(len(left)) if left[k]), key=lambda k: (labelled[k], -left[k], k))
+        open_ = (k for k in range(len(left)) if left[k])
+        cluster = min(open_, key=lambda k: (small[k], labelled[k], -left[k], k))
         labelled[cluster] += 1
         left[cluster] -= 1
         chosen.append(cluster)
@@ -57,7 +64,7 @@ def select(pool: Pool) -> Selection:
 STRATEGY = Strategy(
     name="typiclust",
     summary="the most typical patch of the largest clusters without a label",
-    source="Hacohen, Dekel, Weinshall 2022, Algorithm 1",
+    source="after Hacohen, Dekel, Weinshall 2022, Algorithm 1",
     choice=select,
     nested=False,
 )

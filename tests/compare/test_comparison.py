@@ -56,8 +56,8 @@ def test_a_winner_is_named_with_what_makes_it_one() -> None:
     comparison = table(EFFECT)
     assert winner(comparison) == "meal-ft"
     assert verdict(comparison) == (
-        "meal-ft wins: its area under the budget curve is above that of every other strategy, each with a "
-        "corrected p below 0.05 and a 95% interval of the difference without zero (5 shared seeds)."
+        "meal-ft wins: its area under the budget curve is above every other, each with a corrected p below "
+        "0.05 and a 95% interval of the difference without zero (5 shared seeds)."
     )
 
 
@@ -82,6 +82,12 @@ def test_areas_and_pairs_by_hand_and_scipy() -> None:
     assert second.areas == pytest.approx([0.25, 0.275, 0.25])
     assert (comparison.low, comparison.high) == (0.02, 0.06)
     assert first.final.mean == pytest.approx(1.6 / 3)
+    assert first.last_epoch.mean == pytest.approx(1.6 / 3 - 0.02)
+    # with a query are two steps: 0.4 > 0.3, 0.4 > 0.2, 0.5 > 0.3, and the last
+    assert comparison.penalty.steps == 2
+    assert comparison.penalty.matrix is not None
+    beats = [stats.ttest_rel([x[k] for x in a], [x[k] for x in b]).pvalue < 0.05 for k in (1, 2)]
+    assert comparison.penalty.matrix.tolist() == [[0, np.mean(beats)], [0, 0]]
     assert [interval.mean for interval in first.class_iou] == pytest.approx([1.6 / 3 + 0.1, 1.6 / 3 - 0.1])
     (pair,) = comparison.pairs
     expected = stats.ttest_rel(first.areas, second.areas)
@@ -219,6 +225,11 @@ def test_the_supervised_run_of_the_same_network_is_the_reference() -> None:
     comparison = compare(group([*learned, *other]))
     assert comparison.summaries[0].supervised is None
     assert any(note.startswith("No supervised run fits a (architecture") for note in notes(comparison))
+    alike = "The supervised run for a has another"
+    assert not any(note.startswith(alike) for note in notes(compare(group([*learned, *full]))))
+    rounded = [curve("supervised", 0, [0.6], [100], precision="bfloat16", keep="last", epochs=60)]
+    found = list(notes(compare(group([*learned, *rounded]))))
+    assert f"{alike} precision, another keep." in found
     with pytest.raises(ConfigError, match="supervised runs of one network"):
         group([*learned, *full, curve("supervised", 0, [0.6], [100], epochs=7)])
 

@@ -80,7 +80,10 @@ def test_runs_are_grouped_by_everything_but_the_seed(tmp_path: Path) -> None:
         ("meal (candidates=300, finetune=True)", (0, 1, 2)),
     ]
     assert [(group.label, group.seeds) for group in found.supervised] == [("supervised", (0, 1, 2))]
-    assert found.notes == ("Where a strategy's name does not say otherwise: candidates=200, finetune=False.",)
+    assert found.notes == (
+        "Where a strategy's name does not say otherwise: candidates=200, finetune=False.",
+        "Not the choice of patches alone differs, training does (finetune): pairs compare that, too.",
+    )
 
 
 def test_what_sets_half_of_the_groups_apart_is_said_of_all(tmp_path: Path) -> None:

@@ -293,9 +293,12 @@ def test_turns_of_clusters() -> None:
     # Without a label 1, the largest, then 0; then all have one label, and 4, 2, 2 patches
     covered = torch.tensor([0, 0, 1])
     assert turns(clusters, covered, 4) == [1, 0, 1, 0]
+    # Of five patches, the labelled one among them, a cluster is small: it comes last, without a label too
+    clusters = torch.tensor([0] * 6 + [1] * 5 + [2] * 4)
+    assert turns(clusters, torch.tensor([1, 0, 1]), 9) == [0] * 6 + [1, 1, 2]
     # Clusters run dry, and one without unlabelled patches has no turn
-    everything = turns(clusters, torch.tensor([0, 0, 1, 0]), 10)
-    assert [everything.count(cluster) for cluster in range(4)] == [3, 5, 2, 0]
+    everything = turns(clusters, torch.tensor([0, 0, 1, 0]), 15)
+    assert [everything.count(cluster) for cluster in range(4)] == [6, 5, 4, 0]
 
 
 @pytest.mark.parametrize(("rows", "width", "dimension"), [(30, 8, 2), (30, 8, 5), (4, 8, 6), (30, 3, 5)])
