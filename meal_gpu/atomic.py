@@ -1,5 +1,6 @@
 """A file or folder is whole or not there: written aside, synced, then renamed."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -62,7 +63,13 @@ def filled(path: Path) -> Iterator[Path]:
         with folder(path) as aside:
             yield aside
     except OSError as error:
-        raise RunError(f"{path}: could not be written: {error.strerror or error}; free some room") from error
+        raise RunError(f"{path}: could not be written: {reason(error)}") from error
+
+
+def reason(error: OSError) -> str:
+    """Why something could not be written, and what to do where there is no room."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{error.strerror or error}{'; free some room' * full}"
 
 
 def require_new(path: Path) -> None:

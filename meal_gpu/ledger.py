@@ -188,6 +188,8 @@ class Ledger:
             else:  # as it was written until 2026-11
                 names = tuple(meta["images"])
             patches = table["patch"].to_numpy()
+        except FileNotFoundError:
+            raise RunError(f"{path}: no such ledger") from None
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{path}: not a ledger of meal-gpu: {error!r}") from error
         if not np.array_equal(patches, np.arange(len(names) * grid.patches_per_image)):

@@ -7,6 +7,7 @@ predictions/ID.png  predicted train ids of the patch, at the frame's own resolut
 
 import io
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -128,11 +129,19 @@ class Asked:
         return {item.name: item for item in self.items}
 
     @cached_property
+    def _composed(self) -> dict[str, str]:
+        return {composed(name): name for name in self.by_name}
+
+    def spelled(self, name: str) -> str:
+        """`name` as here, where a file system or tool has written its accents as letters of their own."""
+        return name if name in self.by_name else self._composed.get(composed(name), name)
+
+    @cached_property
     def by_last(self) -> dict[str, Item | None]:
-        """The items by the last part of that name, without folders; None where several have it."""
+        """The items by the last part of that name, composed; None where several have it."""
         found: dict[str, Item | None] = {}
         for item in self.items:
-            last = item.name.rsplit("/", 1)[-1]
+            last = composed(item.name.rsplit("/", 1)[-1])
             found[last] = None if last in found else item
         return found
 
@@ -232,8 +241,17 @@ class Asked:
                 path, int(meta["step"]), str(meta["strategy"]), int(meta["seed"]), tuple(meta["classes"]),
                 _pair(meta["size"]), _pair(meta["grid"]), items, dict(meta["notes"]),
             )  # fmt: skip
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{path}: not a query folder of meal-gpu: no {Path(error.filename).name}"
+            ) from None
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: not a query folder of meal-gpu: {error!r}") from error
+
+
+def composed(name: str) -> str:
+    """A name with every accent in its letter (NFC)."""
+    return unicodedata.normalize("NFC", name)
 
 
 _COLUMNS = [f.name for f in fields(Item) if f.name != "box"] + list(Box._fields)

@@ -124,6 +124,7 @@ def _ask(
         store.require(plan.classes)  # before anything slow
     listing, problems = usable(list_images(images), ledger_path, plan.on_bad, stage)
     write_quarantine(ledger_path, problems, stage)
+    begun = ledger_path.exists()
     ledger, added = open_ledger(ledger_path, listing, plan)
     listing = in_order(listing, ledger.names, ledger_path)
     native = frame_size(listing.files[0])
@@ -154,7 +155,7 @@ def _ask(
     key = fingerprint(model, *fingerprinted)
     space = described if plan.manifold_limit == LIMIT else (*described, plan.manifold_limit)
     kept = Kept(ledger_path, feature_space(model, space))
-    manifold = None if plan.refit else kept.manifold()
+    manifold = kept.manifold() if begun and not plan.refit else None
     shards = Shards(plan.cache or str(kept.folder), key)
     scored, fresh, failed = scored_pool(
         work,

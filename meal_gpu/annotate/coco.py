@@ -87,7 +87,11 @@ def read(files: Mapping[str, bytes], asked: Asked) -> Iterator[Answer]:
         raise DataError(f"one .json of COCO instances (images and annotations) expected, found: {names}")
     name, document = found[0]
     try:
-        categories = {entry["id"]: entry["name"] for entry in document.get("categories") or []}
+        categories: dict[Any, Any] = {}
+        for entry in document.get("categories") or []:
+            if categories.setdefault(entry["id"], entry["name"]) != entry["name"]:
+                one, other = categories[entry["id"]], entry["name"]
+                raise ValueError(f"category {entry['id']!r} is both {one!r} and {other!r}")
         images = {entry["id"]: entry for entry in document["images"]}
         if len(images) < len(document["images"]):
             raise ValueError("two images have the same id")

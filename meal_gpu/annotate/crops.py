@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from meal_gpu.annotate.asked import VOID, Asked, Box, Item, Pixels
+from meal_gpu.annotate.asked import VOID, Asked, Box, Item, Pixels, composed
 from meal_gpu.errors import DataError
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
@@ -62,18 +62,19 @@ def matching(file_name: str, asked: Asked) -> str:
     Tools that flatten folders (CVAT, of single files) leave the last part of the name: where one crop alone
     has it, and no folder but `images` says otherwise, that is the crop. An unknown name is returned as it is.
     """
-    path = file_name.replace("\\", "/")
-    stem, dot, suffix = path.rpartition(".")
-    names = [stem, path] if dot and "/" not in suffix else [path]
+    names = []
+    for path in dict.fromkeys((file_name.replace("\\", "/"), file_name)):
+        stem, dot, suffix = path.rpartition(".")
+        names += [stem, path] if dot and "/" not in suffix else [path]
     uploaded = [_UPLOADED.sub("", name) for name in names if _UPLOADED.search(name)]
     for candidate in (*names, *uploaded):
         parts = candidate.split("/")
         for first in range(max(0, len(parts) - _DEPTH), len(parts)):
-            if (name := "/".join(parts[first:])) in asked.by_name:
+            if (name := asked.spelled("/".join(parts[first:]))) in asked.by_name:
                 return name
     flat = [name for name in names if name.rpartition("/")[0].rsplit("/", 1)[-1] in ("", "images")]
     for candidate in (*flat, *uploaded):
-        if item := asked.by_last.get(candidate.rsplit("/", 1)[-1]):
+        if item := asked.by_last.get(composed(candidate.rsplit("/", 1)[-1])):
             return item.name
     return names[0]
 
@@ -82,7 +83,7 @@ def blank(asked: Asked, name: str, size: tuple[Any, Any]) -> Pixels:
     """Void labels of a crop that a tool says has `size`. Raises DataError unless it has and is asked for."""
     item = asked.by_name.get(name)
     if item is None:
-        last = name.rsplit("/", 1)[-1]
+        last = composed(name.rsplit("/", 1)[-1])
         several = last in asked.by_last and asked.by_last[last] is None
         raise DataError(
             "two crops of the query end in this name; upload the whole folder or a .zip, so that theirs stay"

@@ -104,15 +104,26 @@ def read(asked: Asked, answers: Path, *, form: str = "auto") -> Iterator[Answer]
 
 
 def _detect(files: Mapping[str, bytes], answers: Path) -> str:
-    names = [name.rsplit("/", 1)[-1].lower() for name in files]
-    if "labelmap.txt" in names:
-        return "segmentation-mask"
-    if any(name.endswith(".xml") and name != "config.xml" for name in names):
-        return "cvat"
-    for name, content in files.items():
-        if name.lower().endswith(".json") and name.rsplit("/", 1)[-1] != "labels.json":
-            return "label-studio" if content.lstrip()[:1] == b"[" else "coco"
-    if any(name.endswith(".png") for name in names):
+    found: dict[str, str] = {}  # a file of each format
+    for path, content in files.items():
+        name = path.rsplit("/", 1)[-1].lower()
+        if name == "query.json":
+            raise DataError(
+                f"{answers}: holds the query itself, and not what came back alone: name the file or folder "
+                f"that the tool gave, such as {answers / 'cvat'}"
+            )
+        if name == "labelmap.txt":
+            found["segmentation-mask"] = path
+        elif name.endswith(".xml") and name != "config.xml":
+            found["cvat"] = path
+        elif name.endswith(".json") and name != "labels.json":
+            found["label-studio" if content.lstrip()[:1] == b"[" else "coco"] = path
+    if len(found) > 1:
+        each = " and ".join(f"{path} of {form}" for form, path in found.items())
+        raise DataError(f"{answers}: holds {each}: give one of them, or name its format with --from")
+    if found:
+        return next(iter(found))
+    if any(name.lower().endswith(".png") for name in files):
         return "masks"
     raise DataError(
         f"{answers}: holds nothing that is known: CVAT's annotations.xml or labelmap.txt, Label Studio's or "

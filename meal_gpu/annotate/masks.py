@@ -55,7 +55,7 @@ def _masks(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
 def _crop(path: PurePosixPath, asked: Asked) -> str:
     """The name of the crop that a file is of; of no crop, all of `path`."""
     for start in range(len(path.parts)):
-        name = "/".join(path.parts[start:])
+        name = asked.spelled("/".join(path.parts[start:]))
         if name in asked.by_name:
             return name
     return path.as_posix()

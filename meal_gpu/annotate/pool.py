@@ -83,9 +83,7 @@ def write_quarantine(ledger: Path, problems: Sequence[Problem], stage: Stage) ->
     try:
         atomic.write(target, quarantine(problems))
     except OSError as error:
-        raise RunError(
-            f"{target}: could not be written: {error.strerror or error}; free some room"
-        ) from error
+        raise RunError(f"{target}: could not be written: {atomic.reason(error)}") from error
     with stage(f"left out: {len(problems)} frames, see {target}", 1) as advance:
         advance(1)
 

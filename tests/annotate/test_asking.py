@@ -447,6 +447,10 @@ def test_the_manifold_follows_a_pool_that_grows_when_it_is_asked_to(
     grown = kept("c", "--refit")
     assert grown != first
     assert grown == kept("d", ledger="whole.parquet") == kept("e")
+    # A pool that is begun anew has no part in what is left of the other one
+    (tmp_path / "pool.parquet").unlink()
+    (folder / files[0].name).unlink()
+    assert grown != kept("f") == kept("g", ledger="other.parquet")
 
 
 def test_the_classes_are_the_models_whatever_it_predicts(ask: Ask) -> None:

@@ -171,6 +171,14 @@ def test_what_does_not_fit_is_a_problem(
         ({"images": [{}], "annotations": []}, "not COCO instances"),
         ({"images": [{"id": 1, "file_name": "a"}] * 2, "annotations": []}, "two images have the same id"),
         ({"images": [], "annotations": [{"image_id": 4}]}, "of image 4, which is not there"),
+        (
+            {
+                "images": [],
+                "annotations": [],
+                "categories": [{"id": 1, "name": "road"}, {"id": 1, "name": "car"}],
+            },
+            "category 1 is both 'road' and 'car'",
+        ),
         ({"images": 3, "annotations": 4}, "not COCO instances"),
         ({"images": [{"id": [], "file_name": "a"}], "annotations": []}, "not COCO instances"),
     ],

@@ -31,6 +31,7 @@ def of_two_folders(asked: Asked) -> Asked:
         ("/data/upload/3/0a1b2c3d-ä.b__l16_t0_r32_b12.jpg", 1),
         ("0a1b2c3d-c__l0_t12_r16_b24.png", 6),
         ("0A1B2C3D-c__l0_t12_r16_b24.png", None),
+        ("a\u0308.b__l16_t0_r32_b12.png", 1),  # as a Mac spells it
         ("seq 3/ä.b__l16_t0_r32_b12.png", None),  # another frame
         ("b__l16_t0_r32_b12.png", None),
     ],
@@ -38,6 +39,15 @@ def of_two_folders(asked: Asked) -> Asked:
 def test_names_that_tools_change_are_known(asked: Asked, called: str, patch: int | None) -> None:
     item = asked.by_name.get(matching(called, asked))
     assert (None if item is None else item.patch) == patch
+
+
+def test_a_backslash_may_be_part_of_a_name(asked: Asked) -> None:
+    own = replace(asked, items=(replace(asked.items[0], image="a\\b.png"), *asked.items[1:]))
+    name = own.items[0].name
+    assert "\\" in name
+    assert matching(f"{name}.png", own) == name
+    first = asked.items[0].name
+    assert matching(f"images/{first}.png".replace("/", "\\"), asked) == first
 
 
 def test_a_name_that_two_crops_may_have_is_refused(asked: Asked) -> None:

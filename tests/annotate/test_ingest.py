@@ -313,12 +313,27 @@ def test_one_bad_mask_keeps_the_good_ones_out_unless_asked(desk: Desk) -> None:
     assert Ledger.read(desk.ledger).labelled().tolist() == [6]
 
 
+def test_what_came_back_is_not_guessed_among_several(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    before = desk.state()
+    with pytest.raises(DataError, match=r"holds the query itself, .* such as .*query/cvat"):
+        ingest(desk.query, desk.query, desk.ledger)
+    with pytest.raises(DataError, match="holds the query itself"):
+        ingest(desk.query, desk.folder, desk.ledger)
+    (desk.answers / "annotations.xml").write_text("<annotations/>")
+    (desk.answers / "instances.json").write_text("{}")
+    with pytest.raises(DataError, match=r"holds annotations\.xml of cvat and instances\.json of coco: give"):
+        ingest(desk.query, desk.answers, desk.ledger)
+    assert desk.state() == before
+    assert ingest(desk.query, desk.answers, desk.ledger, form="masks").labelled
+
+
 def test_a_query_of_another_pool_is_refused(desk: Desk) -> None:
     desk.hand_in(0, GOOD)
     Ledger.create(GRID, ["b.png", "a.png"]).write(desk.ledger)
     with pytest.raises(DataError, match=r"patch 6 of b.png is not in .*pool.parquet; another pool's query"):
         ingest(desk.query, desk.answers, desk.ledger)
-    with pytest.raises(RunError, match="not a query folder"):
+    with pytest.raises(RunError, match=r"not a query folder of meal-gpu: no query\.json"):
         ingest(desk.folder, desk.answers, desk.ledger)
 
 
