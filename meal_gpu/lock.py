@@ -64,6 +64,34 @@ def of_folder(folder: Path) -> AbstractContextManager[int]:
     return held(folder / FILE, folder)
 
 
+@contextmanager
+def alone(target: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder that is about to be made, whole or not at all, by a lock beside it that then goes.
+
+    Raises:
+        RunError: another process holds it, which is named, unless we `wait` for it; or it cannot be written.
+    """
+    target = target.resolve()
+    file = target.parent / f".partial-{target.name}.lock"
+    make_parent(target)
+    while True:
+        with held(file, target, wait=wait) as handle:
+            if not _lies_at(file, handle):  # who held it before us has removed it: others may hold a new one
+                continue
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+            return
+
+
+def _lies_at(file: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
 def make_parent(path: Path) -> None:
     """Make the folder that `path` and its lock lie in. Raises RunError where that is not possible."""
     try:

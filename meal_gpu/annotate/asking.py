@@ -82,7 +82,7 @@ def ask(
             works on the ledger.
     """
     device = device_named(plan.device)
-    with lock.of_ledger(ledger_path), current(device):
+    with lock.of_ledger(ledger_path), lock.alone(out), current(device):
         return _ask(images, model, ledger_path, out, plan, stage, device, members, cluster)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from meal_gpu import atomic
+from meal_gpu import atomic, lock
 from meal_gpu.annotate import coco, cvat, label_studio, segmentation_mask, tables
 from meal_gpu.annotate.asked import Asked
 
@@ -41,6 +41,6 @@ def options(form: str) -> tuple[str, ...]:
 def export(asked: Asked, out: Path, *, form: str) -> list[Path]:
     """Write a query for a tool into a new or empty folder. Raises RunError where it cannot be written."""
     atomic.require_new(out)
-    with atomic.filled(out) as aside:
+    with lock.alone(out), atomic.filled(out) as aside:
         written = WRITERS[form](asked, aside)
     return [out / path.relative_to(aside) for path in written]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from meal_gpu import atomic
+from meal_gpu import atomic, lock
 from meal_gpu.annotate.asked import VOID, Box, read_frame
 from meal_gpu.annotate.labels import Info, LabelStore, classes_text
 from meal_gpu.data import palette
@@ -79,7 +79,7 @@ def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -
             f"{gone[0]}: a labelled frame of {ledger_path} that is not among the images ({len(gone)} of "
             f"{len(by_image)} are missing); bring it back"
         )
-    with atomic.filled(out) as aside:
+    with lock.alone(out), atomic.filled(out) as aside:
         _fill(aside, by_image, files, store, info, to)
     return Exported(len(by_image), len(patches))
 

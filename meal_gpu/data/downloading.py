@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from meal_gpu import atomic
+from meal_gpu import atomic, lock
 from meal_gpu.cache import expanded
 from meal_gpu.data import camvid
 from meal_gpu.data.archive import extract, git_tree
 from meal_gpu.data.checking import check
 from meal_gpu.data.dataset import Dataset
-from meal_gpu.data.making import alone
 from meal_gpu.data.registry import DATASETS, default_root, open_dataset
 from meal_gpu.data.transfer import Transferred, fetch
 from meal_gpu.errors import ConfigError, DataError, UnavailableError
@@ -106,7 +105,7 @@ def install(
     """What `download` does, for any archive."""
     if _is_there(name, archive, target):
         return target
-    with alone(target):
+    with lock.alone(target):
         if not _is_there(name, archive, target):
             _fetch(name, archive, target, url=url, sha256=sha256, progress=progress)
     return target

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from meal_gpu import atomic
+from meal_gpu import atomic, lock
 from meal_gpu.cache import expanded
 from meal_gpu.data.dataset import Dataset, Split
 from meal_gpu.data.load import fill_labels
-from meal_gpu.data.making import alone
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size
 from meal_gpu.images.opening import fill
@@ -63,7 +62,7 @@ def pack(dataset: Dataset, out: str | Path, *, progress: Progress | None = None)
             for name, split in (("train", dataset.train), ("val", dataset.val))
         },
     }
-    with alone(target):
+    with lock.alone(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise DataError(f"{target}: exists already; choose another folder or remove it")
         with atomic.filled(target) as aside:

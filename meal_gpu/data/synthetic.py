@@ -8,11 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from meal_gpu import atomic, rng
+from meal_gpu import atomic, lock, rng
 from meal_gpu.cache import cache_root, expanded
 from meal_gpu.data import cityscapes
 from meal_gpu.data.dataset import Dataset
-from meal_gpu.data.making import alone
 from meal_gpu.data.street.scene import RARE, draw
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size, image_size
@@ -40,7 +39,7 @@ def cached() -> Path:
     name = f"synthetic-v{VERSION}-{SIZE[0]}x{SIZE[1]}-{TRAIN}-{VAL}"
     root = cache_root() / name
     if not root.is_dir():
-        with alone(root, wait=True):
+        with lock.alone(root, wait=True):
             if not root.is_dir():
                 _draw(root, {"train": TRAIN, "val": VAL}, SIZE, 0, None)
     return root
@@ -72,7 +71,7 @@ def write(
             f"a drawn tree needs at least 1 frame in each split and 16×16 pixels; "
             f"train={train}, val={val}, size={size} was asked for"
         )
-    with alone(target):
+    with lock.alone(target):
         if target.exists():
             raise DataError(f"{target}: exists already; choose another folder or remove it")
         _draw(target, {"train": train, "val": val}, size, seed, progress)

@@ -13,8 +13,9 @@ from networks import settle
 from PIL import Image
 from safetensors.torch import save_file
 
-from meal_gpu import models, strategies
+from meal_gpu import lock, models, strategies
 from meal_gpu.annotate.asked import Asked
+from meal_gpu.annotate.formats import export
 from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.plot import coverage
 from meal_gpu.annotate.pool import require_fit
@@ -68,6 +69,17 @@ def test_a_query_holds_what_a_person_needs(
     said = capsys.readouterr().out
     assert "pool: 96 patches, 6 new frames, 6 frames scored now" in said
     assert "query 1: 8 patches (8.33%)" in said and "clicks" in said and "coverage" in said
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_two_processes_do_not_write_one_folder(ask: Ask, tmp_path: Path) -> None:
+    with lock.alone(tmp_path / "q"), pytest.raises(RunError, match="/q is in use by process"):
+        ask("q", "-n", 1, "--strategy", "random")
+    asked = ask("q", "-n", 1, "--strategy", "random")
+    out = tmp_path / "cvat"
+    with lock.alone(out), pytest.raises(RunError, match="/cvat is in use by process"):
+        export(asked, out, form="cvat")
+    assert export(asked, out, form="cvat")
     assert not list(tmp_path.glob(".partial-*"))
 
 

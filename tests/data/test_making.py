@@ -10,8 +10,8 @@ import pytest
 from data_samples import MakeTree
 
 from meal_gpu.data import downloading, open_dataset, pack, synthetic
-from meal_gpu.data.making import alone
 from meal_gpu.errors import DataError, RunError
+from meal_gpu.lock import alone
 
 KILLED = """
 import os, sys
