@@ -216,6 +216,31 @@ def test_frames_of_another_size_are_named_before_anything_is_asked(
     assert not (tmp_path / "b").exists()
 
 
+def test_what_we_wrote_below_the_frames_is_no_frame(ask: Ask, frames: Path, tmp_path: Path) -> None:
+    for file in sorted(frames.rglob("*.png")):
+        shutil.copyfile(file, tmp_path / file.name)
+    options, names = ("-n", 2, "--strategy", "entropy"), sorted(file.name for file in tmp_path.glob("*.png"))
+    asked = ask("query", *options, images=tmp_path)
+    ledger, query = tmp_path / "pool.parquet", tmp_path / "query"
+    app(
+        ["export", "--to", "csv", "--query", str(query), "--out", str(tmp_path / "sent")],
+        standalone_mode=False,
+    )
+    store = LabelStore.of(ledger)
+    store.describe(asked.classes, asked.size, asked.grid)
+    labelled = Ledger.read(ledger)
+    for item in asked.items:
+        store.write(item.patch, asked.prediction(item))
+    labelled.label([item.patch for item in asked.items], 1)
+    labelled.write(ledger)
+    for to in ("smp", "mmseg", "nnunet"):
+        app(["export", "--to", to, "--images", str(tmp_path), "--ledger", str(ledger),
+             "--out", str(tmp_path / "data" / to)], standalone_mode=False)  # fmt: skip
+    assert len(list(tmp_path.rglob("*.png"))) > len(names) + 10
+    ask("query-2", *options, images=tmp_path)
+    assert list(Ledger.read(ledger).names) == names
+
+
 def test_a_manifest_will_do(ask: Ask, frames: Path, tmp_path: Path) -> None:
     files = sorted(frames.rglob("*.png"))[:3]
     pd.DataFrame({"path": [str(f) for f in files], "name": ["x/1.png", "x/2.png", "y.png"]}).to_parquet(
