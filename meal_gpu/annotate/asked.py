@@ -301,7 +301,8 @@ def read_mask(source: Path | BinaryIO, size: tuple[int, int] | None) -> Pixels:
     The header is looked at first, so that no pixels are decoded from a file of another size.
 
     Raises:
-        DataError: it is missing, damaged, of another kind or, where `size` is given, of another size.
+        DataError: it is missing, damaged, of another kind or, where `size` is given, of another size; the
+            caller says which file.
     """
     try:
         stream = source.open("rb") if isinstance(source, Path) else nullcontext(source)
@@ -319,7 +320,7 @@ def read_mask(source: Path | BinaryIO, size: tuple[int, int] | None) -> Pixels:
                 raise DataError(f"{other} found; masks are 8-bit grey or palette PNG files of ids")
             return np.array(image, dtype=np.uint8)
     except FileNotFoundError:
-        raise DataError(f"{source}: no such mask") from None
+        raise DataError("no such mask") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise

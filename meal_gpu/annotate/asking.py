@@ -126,7 +126,7 @@ def _ask(
     write_quarantine(ledger_path, problems, stage)
     begun = ledger_path.exists()
     ledger, added = open_ledger(ledger_path, listing, plan)
-    listing = in_order(listing, ledger.names, ledger_path)
+    listing = in_order(listing, ledger.names)
     native = frame_size(listing.files[0])
     store.require_size(native)
     working = (ledger.grid.height, ledger.grid.width)

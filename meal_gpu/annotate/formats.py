@@ -7,6 +7,7 @@ from pathlib import Path
 from meal_gpu import atomic, lock
 from meal_gpu.annotate import coco, cvat, label_studio, segmentation_mask, tables
 from meal_gpu.annotate.asked import Asked
+from meal_gpu.images.local import mark
 
 Writer = Callable[[Asked, Path], list[Path]]
 
@@ -42,5 +43,6 @@ def export(asked: Asked, out: Path, *, form: str) -> list[Path]:
     """Write a query for a tool into a new or empty folder. Raises RunError where it cannot be written."""
     atomic.require_new(out)
     with lock.alone(out), atomic.filled(out) as aside:
+        mark(aside)
         written = WRITERS[form](asked, aside)
     return [out / path.relative_to(aside) for path in written]

@@ -93,6 +93,7 @@ def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:
 
     Raises:
         ConfigError: the plan has another grid than the ledger, or one that does not fit a new pool.
+        DataError: a frame of the ledger is not in the listing.
     """
     if not path.exists():
         native = frame_size(listing.files[0])
@@ -107,6 +108,12 @@ def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:
             f"{path} has a grid of {has[0]}×{has[1]} over {ledger.grid.height}×{ledger.grid.width} pixels, "
             f"but {wanted[0]}×{wanted[1]}{over} was asked for; "
             "a pool keeps its grid: pass it, or name another --ledger"
+        )
+    there = set(listing.names)
+    if gone := [name for name in ledger.names if name not in there]:
+        raise DataError(
+            f"{gone[0]}: a frame of {path} that is no longer among the images ({len(gone)} of "
+            f"{len(ledger.names)} are missing); bring it back, or begin another ledger"
         )
     extended = ledger.extended(listing.names)
     return extended, len(extended.names) - len(ledger.names)
@@ -135,14 +142,9 @@ def _apart(parts: int, working: int, native: int) -> float:
     return (parts - 1) * abs(-(-working // parts) * native / working - -(-native // parts))
 
 
-def in_order(listing: Listing, names: Sequence[str], path: Path) -> Listing:
+def in_order(listing: Listing, names: Sequence[str]) -> Listing:
+    """The images of these names, which are all there, in the order of the names."""
     row = {name: i for i, name in enumerate(listing.names)}
-    gone = [name for name in names if name not in row]
-    if gone:
-        raise DataError(
-            f"{gone[0]}: a frame of {path} that is no longer among the images ({len(gone)} of {len(names)} "
-            "are missing); bring it back, or begin another ledger"
-        )
     return listing.take(row[name] for name in names)
 
 

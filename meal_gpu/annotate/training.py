@@ -24,6 +24,7 @@ from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.content import contents, is_url
 from meal_gpu.images.headers import SUFFIXES, image_size
+from meal_gpu.images.local import mark
 from meal_gpu.ledger import Ledger
 
 _PLACES = {
@@ -80,6 +81,7 @@ def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -
             f"{len(by_image)} are missing); bring it back"
         )
     with lock.alone(out), atomic.filled(out) as aside:
+        mark(aside)
         _fill(aside, by_image, files, store, info, to)
     return Exported(len(by_image), len(patches))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from meal_gpu.data.dataset import UNKNOWN, VOID, Color, Dataset, Split
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import Size
-from meal_gpu.images.listing import hidden
+from meal_gpu.images.local import hidden
 
 SIZE = (512, 1024)
 IMAGE_SUFFIX = "_leftImg8bit.png"

@@ -24,7 +24,7 @@ from meal_gpu.data import palette
 from meal_gpu.data.dataset import UNKNOWN, VOID, Dataset, Split, require_classes
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
-from meal_gpu.images.listing import files_below
+from meal_gpu.images.local import files_below
 from meal_gpu.images.probing import first_size
 
 _LIKE_SPLITS = ("train", "training", "val", "valid", "validation")

@@ -1,11 +1,10 @@
 """What a user calls a pool of images, listed: their names, where they are, and what changes when they do."""
 
-import os
 import posixpath
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -15,6 +14,7 @@ from meal_gpu.cache import expanded
 from meal_gpu.errors import DataError, UnavailableError
 from meal_gpu.images.content import filesystem, is_url, member
 from meal_gpu.images.headers import SUFFIXES
+from meal_gpu.images.local import State, files_below, hidden, is_ours, require_different
 from meal_gpu.images.tars import members
 
 _COLUMNS = ("path", "file", "image")
@@ -44,54 +44,19 @@ class Listing(NamedTuple):
         return Listing(*(tuple(column[row] for row in chosen) for column in self))
 
 
-def files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Every file below a folder, linked folders included, save links that lead back to a folder above.
-
-    Not what is `hidden` below it.
-
-    Raises:
-        DataError: a folder that cannot be read, whose files would be missed.
-    """
-    real = os.path.realpath(root)
-    if real in above:
-        return
-    try:
-        entries = list(os.scandir(root))
-    except OSError as error:
-        raise DataError(f"{root}: {error.strerror}; make the folder readable or move it away") from error
-    for entry in entries:
-        if hidden(entry.name):
-            continue
-        if _is_folder(entry):
-            yield from files_below(Path(entry.path), (*above, real))
-        else:
-            yield Path(entry.path)
-
-
-def hidden(path: str) -> bool:
-    """Whether a relative path has a name that begins with a dot, or `@eaDir`, where a NAS keeps previews."""
-    return any(name.startswith(".") or name == "@eaDir" for name in path.split("/"))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
 def list_images(given: str) -> Listing:
     """List a folder, a .parquet manifest, WebDataset's .tar shards, or what lies below an fsspec URL.
 
     Folders are listed in all depths, sorted by their files' relative paths, which are the names; what is
-    `hidden` is left out, there and in shards. A manifest has the files in a column `path`, `file` or `image`
-    (relative to its folder, absolute, or URLs) and may have a column `name`; without it the names are the
-    files as given. Shards are one .tar or a pattern, such
-    as `s3://bucket/train/*.tar`; names are SHARD/MEMBER. Of images no content is read, and of shards none
-    but the headers between them, once.
+    `hidden` is left out, there and in shards, and so are folders that are `is_ours`. A manifest has the files
+    in a column `path`, `file` or `image` (relative to its folder, absolute, or URLs) and may have a column
+    `name`; without it the names are the files as given. Shards are one .tar or a pattern, such as
+    `s3://bucket/train/*.tar`; names are SHARD/MEMBER. Of images no content is read, and of shards none but
+    the headers between them, once.
 
     Raises:
-        DataError: no images, a file that is not there, a faulty manifest, or names that collide.
+        DataError: no images, a file that is not there, a faulty manifest, names that collide, or two local
+            paths that links make the same file.
         UnavailableError: a URL's protocol is unknown, its package missing, or its server does not answer.
     """
     given = _plain(given)
@@ -113,7 +78,9 @@ def _folder(root: Path) -> Listing:
     paths = {path.relative_to(root).as_posix(): path for path in files_below(root) if _is_image(path.name)}
     names = sorted(paths)
     files = tuple(str(paths[name]) for name in names)
-    return Listing(tuple(names), files, tuple(_local_stamp(file) or "" for file in files))
+    states = [State.of(file) for file in files]
+    require_different(files, states)
+    return Listing(tuple(names), files, tuple(state.stamp if state else "" for state in states))
 
 
 def _prefix(url: str) -> Listing:
@@ -128,10 +95,17 @@ def _prefix(url: str) -> Listing:
         raise _no_answer(url, error) from error
     base = root.rstrip("/") + "/"
     # The URL of a single image finds itself
+    below = {
+        path.removeprefix(base) if path.startswith(base) else posixpath.basename(path): path for path in found
+    }
+    folders: defaultdict[str, set[str]] = defaultdict(set)
+    for name in (name for name in below if not _is_image(name)):
+        folders[posixpath.dirname(name)].add(posixpath.basename(name))
+    ours = tuple(f"{folder}/" for folder, names in folders.items() if folder and is_ours(folder, names))
     paths = {
-        path.removeprefix(base) if path.startswith(base) else posixpath.basename(path): path
-        for path in found
-        if _is_image(path) and not (path.startswith(base) and hidden(path.removeprefix(base)))
+        name: path
+        for name, path in below.items()
+        if _is_image(name) and not name.startswith(ours) and not (path.startswith(base) and hidden(name))
     }
     names = sorted(paths)
     if url.startswith(_HTTP):  # whose listings say nothing of their files
@@ -155,6 +129,8 @@ def _tars(given: str) -> Listing:
         else:
             plain, shards = re.split(r"[*?[]", path)[0], system.glob(path, detail=True)
         shards = {shard: info for shard, info in shards.items() if info["type"] == "file"}
+        if not is_url(given):
+            require_different(sorted(shards), [State.of(shard) for shard in sorted(shards)])
         with ThreadPoolExecutor(_QUESTIONS) as pool:
             indices = list(pool.map(lambda shard: _index(system, shard, shards[shard]), sorted(shards)))
     except DataError:
@@ -184,7 +160,8 @@ def _tars(given: str) -> Listing:
 def _index(system: Any, shard: str, info: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Name, file and stamp of every image of a shard, and what is left out of it."""
     url = str(system.unstrip_protocol(shard))
-    stamp = (_local_stamp(shard) if url.startswith(_LOCAL) else None) or _remote_stamp(info)
+    state = State.of(shard) if url.startswith(_LOCAL) else None
+    stamp = state.stamp if state else _remote_stamp(info)
     found = members(system, shard, url, stamp)
     rows = [
         (f"{posixpath.splitext(shard)[0]}/{name}", member(url, offset, size, name), stamp)
@@ -205,14 +182,16 @@ def _manifest(given: str) -> Listing:
         file if is_url(file) or file.startswith("/") else posixpath.join(folder, file) for file in files
     )
     whole = tuple(_plain(file) for file in whole)
-    local = {file: _local_stamp(file) for file in whole if not is_url(file)}
-    stamps = local | _remote_stamps(file for file in whole if is_url(file))
+    local = {file: State.of(file) for file in whole if not is_url(file)}
+    stamps = {file: state.stamp if state else None for file, state in local.items()}
+    stamps |= _remote_stamps(file for file in whole if is_url(file))
     missing = [file for file in whole if stamps[file] is None]
     if missing:
         raise DataError(f"{given}: {len(missing)} of {len(whole)} files are not there, first {missing[0]}")
     require_unique(
         [file if is_url(file) else posixpath.normpath(file) for file in whole], f"{given}: the file"
     )
+    require_different(list(local), list(local.values()))
     return Listing(names, whole, tuple(stamps[file] or "" for file in whole))
 
 
@@ -255,14 +234,6 @@ def _opened(given: str) -> Any:
         return expanded(given).open("rb")
     system, path = filesystem(given)
     return system.open(path, "rb")
-
-
-def _local_stamp(file: str) -> str | None:
-    try:
-        status = os.stat(file)  # noqa: PTH116 - a Path for each of a million files takes longer than this
-    except OSError:
-        return None
-    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _remote_stamps(urls: Iterable[str]) -> dict[str, str | None]:

@@ -11,8 +11,9 @@ from meal_gpu.errors import DataError, InputError
 from meal_gpu.images.collected import Collected
 from meal_gpu.images.content import is_url
 from meal_gpu.images.headers import SUFFIXES, Size, image_size
-from meal_gpu.images.listing import Listing, files_below, require_unique
+from meal_gpu.images.listing import Listing, require_unique
 from meal_gpu.images.loader import Loader
+from meal_gpu.images.local import State, files_below, require_different
 from meal_gpu.images.probing import Progress, probe, refusal
 from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Drawn, Hosted, Images, Listed, Resident, Streamed, require_images
@@ -30,16 +31,16 @@ def open_images(
     """Open a pool of images and say what each is called.
 
     Args:
-        given: a folder (searched for images in all depths, hidden ones aside, in the order of their paths), a
-            list of different files, a uint8 tensor [N, H, W, 3] on any device, or a torch `Dataset` of the
-            map style (see `sources.Drawn`).
+        given: a folder (searched for images in all depths, in the order of their paths, save what is hidden
+            or was written by this package), a list of different files, a uint8 tensor [N, H, W, 3] on any
+            device, or a torch `Dataset` of the map style (see `sources.Drawn`).
         device: where the batches are needed.
         size: working (height, width) of files; None: that of the first. Tensors and datasets have their own.
         share: of the free memory; files and datasets that take more are read anew in every pass.
 
     Raises:
         InputError: something else, or images of another dtype or shape.
-        DataError: no images, or a file that is missing or none; it is named.
+        DataError: no images, or a file that is missing, none, or there twice; it is named.
     """
     if isinstance(given, torch.Tensor):
         images = require_images(given)
@@ -70,8 +71,12 @@ def open_images(
 
 
 def _require_usable(paths: Sequence[Path]) -> None:
-    """Raises DataError naming the files whose header or structure says that they cannot be used."""
-    if problems := probe([str(path) for path in paths], None):
+    """Raises DataError naming files that links make the same, or whose header or structure says that they
+    cannot be used.
+    """
+    files = [str(path) for path in paths]
+    require_different(files, list(map(State.of, files)))
+    if problems := probe(files, None):
         raise refusal(problems, "mend these files, or leave them out")
 
 

@@ -50,7 +50,9 @@ class Pool:
         return export(self.ledger, self.files, self.out, to=to)
 
     def tree(self) -> set[str]:
-        return {path.relative_to(self.out).as_posix() for path in self.out.rglob("*") if path.is_file()}
+        return {path.relative_to(self.out).as_posix() for path in self.out.rglob("*") if path.is_file()} - {
+            ".meal-gpu"
+        }
 
     def mask(self, path: str) -> np.ndarray:
         with Image.open(self.out / path) as image:

@@ -121,12 +121,11 @@ def test_a_linked_folder(folder: Path, tmp_path: Path) -> None:
 
 @fault("data", "a folder that links back to one above it", "its images are found once")
 def test_folders_in_a_circle(folder: Path) -> None:
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-    scene(8).save(folder / "b" / "x.png")
-    (folder / "a" / "to").symlink_to(folder / "b")
-    (folder / "b" / "back").symlink_to(folder)
-    names = ("a/to/x.png", "b/x.png", "good0.png", "good1.png", "good2.png")
+    (folder / "a" / "b").mkdir(parents=True)
+    scene(8).save(folder / "a" / "b" / "x.png")
+    (folder / "a" / "b" / "back").symlink_to(folder)
+    (folder / "a" / "here").symlink_to(folder / "a")
+    names = ("a/b/x.png", "good0.png", "good1.png", "good2.png")
     assert list_images(str(folder)).names == names
 
 

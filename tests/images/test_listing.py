@@ -2,17 +2,21 @@
 
 import builtins
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from meal_gpu.errors import DataError, UnavailableError
-from meal_gpu.images.listing import Listing, files_below, list_images
+from meal_gpu.images.listing import Listing, list_images
+from meal_gpu.images.local import State, files_below, mark, require_different
+from meal_gpu.images.opening import open_images
 
 NAMES = ("a.png", "b/1.JPG", "b/2.tiff", "c[0].jpeg")
 
@@ -84,6 +88,99 @@ def test_what_is_hidden_is_no_image(tmp_path: Path, memory: fsspec.AbstractFileS
     assert list_images(str(root)).names == list_images("memory://.kept/pool").names == NAMES
     assert list_images("memory://.kept/pool/.hidden.png").names == (".hidden.png",)
     assert {path.relative_to(root).as_posix() for path in files_below(root)} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("place", "files", "ours"),
+    [
+        ("query", ("query.json", "query.parquet", "predictions/7.png"), True),
+        ("pool.labels", ("labels.json", "000000/7.png"), True),
+        ("train", (".meal-gpu", "images/train/a.png", "masks/train/a.png"), True),
+        ("query", ("query.json", "predictions/7.png"), False),
+        ("labels", ("labels.json", "data/7.png"), False),  # as FiftyOne's COCO datasets are
+        ("pool.labels", ("7.png",), False),
+        ("train", ("images/.meal-gpu/7.png",), True),  # hidden
+    ],
+)
+@pytest.mark.parametrize("depth", ["", "deep/er/"])
+def test_what_we_wrote_is_left_out(
+    place: str,
+    files: tuple[str, ...],
+    ours: bool,
+    depth: str,
+    folder: Path,
+    memory: fsspec.AbstractFileSystem,
+) -> None:
+    for file in files:
+        path = folder / f"{depth}{place}" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        memory.pipe_file(f"/pool/{depth}{place}/{file}", b"x")
+    written = tuple(f"{depth}{place}/{file}" for file in files if file.endswith(".png"))
+    expected = NAMES if ours else tuple(sorted((*NAMES, *written)))
+    assert list_images(str(folder)).names == list_images("memory://pool").names == expected
+    # Who names it means it
+    inside = tuple(sorted(file for file in files if file.endswith(".png") and "/.meal-gpu/" not in file))
+    if inside:
+        for root in (str(folder / depth / place), f"memory://pool/{depth}{place}"):
+            assert list_images(root).names == inside
+
+
+def test_a_mark_leaves_out_its_folder(folder: Path) -> None:
+    mark(folder / "b")
+    assert list_images(str(folder)).names == ("a.png", "c[0].jpeg")
+    assert list_images(str(folder / "b")).names == ("1.JPG", "2.tiff")
+    (folder / "link").symlink_to(folder / "b")
+    assert list_images(str(folder)).names == ("a.png", "c[0].jpeg")
+
+
+def link_of_a_folder(root: Path) -> str:
+    (root / "latest").symlink_to(root / "b")
+    return "latest/1.JPG is {root}/b/1.JPG (a link, as 1 more are): remove one"
+
+
+def link_of_a_file(root: Path) -> str:
+    (root / "best.png").symlink_to("a.png")
+    return "best.png is {root}/a.png (a link): remove one"
+
+
+def hard_link(root: Path) -> str:
+    (root / "best.png").hardlink_to(root / "a.png")
+    return "best.png is {root}/a.png (a link): remove one"
+
+
+LINKS = [link_of_a_folder, link_of_a_file, hard_link]
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_links_do_not_bring_a_file_in_twice(link: Callable[[Path], str], folder: Path) -> None:
+    message = re.escape(f"{folder}/" + link(folder).format(root=folder))
+    with pytest.raises(DataError, match=message):
+        list_images(str(folder))
+    files = sorted(str(p.relative_to(folder)) for p in files_below(folder) if p.name != "notes.txt")
+    files = sorted(files, key=lambda file: file.startswith(("latest", "best")))
+    with pytest.raises(DataError, match=message):
+        list_images(manifest(folder / "m.parquet", path=files))
+    with pytest.raises(DataError, match=message):
+        open_images([folder / file for file in files], torch.device("cpu"))
+    with pytest.raises(DataError, match=message):
+        open_images(folder, torch.device("cpu"))
+
+
+def test_links_to_files_elsewhere_are_frames(folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for number, name in enumerate(NAMES):
+        (linked / f"{number}.png").symlink_to(folder / name)
+    assert len(list_images(str(linked)).names) == len(NAMES)
+
+
+def test_files_without_numbers_are_different() -> None:
+    unknown, one = State("1-1", 0), State("1-1", 7)
+    require_different(["a", "b", "c", "d"], [unknown, unknown, one, None])
+    require_different(["a", "b"], [one, one._replace(stamp="2-1")])  # a shortened number
+    with pytest.raises(DataError, match=r"c is a \(a link\): remove one"):
+        require_different(["a", "b", "c"], [one, unknown, one])
 
 
 def test_a_link_to_itself_is_a_file(folder: Path) -> None:

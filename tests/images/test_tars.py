@@ -196,6 +196,9 @@ def test_faulty_shards_are_named(tmp_path: Path) -> None:
         list_images(str(tmp_path / "zip.tar"))
     with pytest.raises(DataError, match=r"none-\*\.tar: no such tar file, nor files of this pattern"):
         list_images(str(tmp_path / "none-*.tar"))
+    (tmp_path / "b2.tar").hardlink_to(tmp_path / "b.tar")
+    with pytest.raises(DataError, match=r"b2\.tar is .*b\.tar \(a link\): remove one"):
+        list_images(str(tmp_path / "b*.tar"))
     with pytest.raises(DataError, match=r"empty\.tar: no images"):
         list_images(str(write(tmp_path / "empty.tar", {"a.json": b"{}"})))
     with pytest.raises(DataError, match=r"twice\.tar: 'twice/0\.jpg' and 'twice/0\.png' differ only"):
