@@ -4,7 +4,7 @@ Nothing here can reach a label.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from meal_gpu.manifold import LIMIT, Manifold
 from meal_gpu.memory import current
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import select_for
-from meal_gpu.ops.public import pair, whole
+from meal_gpu.ops.public import pair, real, whole
 from meal_gpu.passes import ImageSet
 from meal_gpu.pool import FEATURES, ScoredPool, Settings, candidates_for, require_passes, temperature_for
 from meal_gpu.strategies.base import Selection
@@ -215,7 +215,7 @@ def acquire(
             is used up by one image.
     """
     needs = strategies.needed(strategy, measure)
-    if isinstance(members, nn.Module):
+    if isinstance(members, nn.Module) or not isinstance(members, Iterable):
         raise InputError("members are further networks, in a list: members=[model]")
     members = tuple(members)
     strategies.require_taken(
@@ -241,10 +241,10 @@ def acquire(
         size = pair("size", size, "height, width")
         if not files:
             raise InputError("size is for image files, and a tensor or Dataset has its own: leave it out")
-    if not 0 <= pool_share <= 1:
+    if not 0 <= real("pool_share", pool_share) <= 1:
         raise InputError(f"pool_share must be between 0 and 1, got {pool_share}")
     temperature = temperature_for(temperature, strategy)
-    if not 0 < temperature < math.inf:
+    if not 0 < real("temperature", temperature) < math.inf:
         raise InputError(f"temperature must be above 0, got {temperature}")
     for what, value, known in (
         ("features", features, FEATURES), ("precision", precision, ("auto", *PRECISIONS)),

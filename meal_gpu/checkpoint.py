@@ -23,6 +23,7 @@ Tensors = dict[str, torch.Tensor]
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
+_UNREAD = "num_batches_tracked"  # of a BatchNorm: it says nothing about the output
 _CONVERT = (
     "convert it where you trust it: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
@@ -79,9 +80,9 @@ def _imported(name: str, spec: str) -> Any:
         raise UnavailableError(
             f"model {spec!r}: importing {name} fails, because it needs {error.name!r}: {error}"
         ) from error
-    except Exception as error:  # the module is the user's: whatever it raises is told
-        kind = type(error).__name__
-        raise UnavailableError(f"model {spec!r}: importing {name} fails: {kind}: {error}") from error
+    except (Exception, SystemExit) as error:  # the module is the user's: whatever it raises is told
+        mend = ", as argparse does at module level: put it under `if __name__ == '__main__'`"
+        raise UnavailableError(f"model {spec!r}: importing {name} {_ended(error, mend)}") from error
 
 
 def _called_with(factory: Any, arguments: Mapping[str, Any], spec: str) -> Any:
@@ -98,11 +99,16 @@ def _called_with(factory: Any, arguments: Mapping[str, Any], spec: str) -> Any:
         return factory(**arguments)
     except (MealGpuError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # the factory is the user's: whatever it raises is told
+    except (Exception, SystemExit) as error:  # the factory is the user's: whatever it raises is told
         if signature is None and isinstance(error, TypeError):
             raise ConfigError(f"model {spec!r} cannot be called with ({given}): {error}") from error
-        kind = type(error).__name__
-        raise UnavailableError(f"model {spec!r}: calling it with ({given}) fails: {kind}: {error}") from error
+        how = _ended(error, ": let it raise an error")
+        raise UnavailableError(f"model {spec!r}: calling it with ({given}) {how}") from error
+
+
+def _ended(error: BaseException, mend: str) -> str:
+    what = f"{type(error).__name__}: {error}"
+    return f"ends the process ({what}){mend}" if isinstance(error, SystemExit) else f"fails: {what}"
 
 
 def _called(thing: Any) -> str:
@@ -200,13 +206,13 @@ def _stripped(found: Tensors, expected: Tensors) -> Tensors:
 
 
 def _require_fit(found: Tensors, expected: Tensors, path: Path) -> None:
-    # A tied weight may be stored once; a BatchNorm's count of batches says nothing about its output
+    # A tied weight may be stored once
     stored = {(tensor.data_ptr(), tensor.shape) for name, tensor in expected.items() if name in found}
     missing = [
         name
         for name, tensor in expected.items()
         if name not in found
-        and not name.endswith("num_batches_tracked")
+        and not name.endswith(_UNREAD)
         and not (tensor.data_ptr() and (tensor.data_ptr(), tensor.shape) in stored)
     ]
     unexpected = [name for name in found if name not in expected]
@@ -224,6 +230,16 @@ def _require_fit(found: Tensors, expected: Tensors, path: Path) -> None:
         )
     if faults:
         raise ConfigError(f"{path}: the weights are of another network: {'; '.join(faults)}")
+    for name, tensor in found.items():
+        if _kind(tensor) != _kind(expected[name]) and not name.endswith(_UNREAD):
+            there, here = (str(each.dtype).removeprefix("torch.") for each in (tensor, expected[name]))
+            raise ConfigError(
+                f"{path}: {name!r} is {there}, {here} in the model: dequantise, or convert, before saving"
+            )
+
+
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.is_quantized
 
 
 def fingerprint(model: nn.Module | Network, *extra: object) -> str:

@@ -18,6 +18,7 @@ import typer
 from meal_gpu import commands, options, research
 from meal_gpu.cache import expanded
 from meal_gpu.errors import ConfigError, MealGpuError, UnavailableError
+from meal_gpu.saying import say, settle, told
 
 if TYPE_CHECKING:
     from meal_gpu.config import Config
@@ -50,22 +51,20 @@ def main() -> None:
     try:
         app()
     except (MealGpuError, OSError) as error:
-        _say(str(error))
+        say(told(error))
         sys.exit(1)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             what = " ".join(str(error).split())
-            _say(f"out of memory ({what}): lower size, and in a run cache_gib or pool_share")
+            say(f"out of memory ({what}): lower size, and in a run cache_gib or pool_share")
             sys.exit(1)
         with tempfile.NamedTemporaryFile("w", prefix="meal-gpu-", suffix=".log", delete=False) as log:
             log.write(traceback.format_exc())
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        _say(f"a defect of meal-gpu ({what}); please report it with {log.name}")
+        say(f"a defect of meal-gpu ({what}); please report it with {log.name}")
         sys.exit(70)
-
-
-def _say(text: str) -> None:
-    typer.echo(f"meal-gpu: {text}", err=True)
+    finally:
+        settle()
 
 
 @app.command()
@@ -177,7 +176,7 @@ def run(
     except KeyboardInterrupt:
         again = shlex.join(["meal-gpu", "run", "--out", str(target), "--resume"])
         begun = (target / "config.toml").is_file()
-        _say(f"stopped; complete steps are kept: {again}" if begun else "stopped; nothing was begun")
+        say(f"stopped; complete steps are kept: {again}" if begun else "stopped; nothing was begun")
         sys.exit(130)
     finally:
         for tracker in trackers:

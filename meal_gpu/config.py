@@ -228,7 +228,9 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def _spell(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+    if isinstance(kind, type):
+        return kind.__name__
+    return f"{kind}, such as [96, 192]" if "tuple" in str(kind) else str(kind)
 
 
 def read(path: Path) -> Config:
@@ -245,13 +247,29 @@ def keys(path: Path) -> tuple[str, ...]:
     return tuple(_values(path))
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _values(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
-        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        toml = path.suffix.lower() == ".toml"
+        values = tomllib.loads(text) if toml else yaml.load(text, Loader=_Once)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid {path.suffix.lstrip('.').upper()}: {told}") from error

@@ -115,14 +115,20 @@ def name_of(model: object) -> str:
     return type(model).__name__
 
 
-def require_place(model: nn.Module, device: torch.device) -> None:
-    """Raises InputError where a weight of `model` has no value, or is on another device."""
+def require_values(model: nn.Module) -> None:
+    """Raises InputError where a weight of `model` has no value."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise InputError(
                 f"{name_of(model)} is on the meta device: {name} has a shape and no values; "
                 "load its weights (model.to_empty(device=...), then load_state_dict)"
             )
+
+
+def require_place(model: nn.Module, device: torch.device) -> None:
+    """Raises InputError where a weight of `model` has no value, or is on another device."""
+    require_values(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not same_device(tensor.device, device):
             raise InputError(
                 f"{name_of(model)} has {name} on {tensor.device}, and the images are on {device}: "
@@ -140,8 +146,8 @@ def checked(
         classes: how many there must be; None: any number.
 
     Raises:
-        InputError: no `Output`; logits of another rank, dtype, batch, device or number of classes, or with
-            two strides.
+        InputError: no `Output`; logits of another rank, dtype, layout, batch, device or number of classes,
+            empty ones, or with two strides.
     """
     name, logits = name_of(model), getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or not logits.is_floating_point():
@@ -149,6 +155,8 @@ def checked(
         if isinstance(logits, torch.Tensor):
             seen = f"logits {list(logits.shape)} {logits.dtype}"
         raise InputError(f"{name} returns {seen}; expected an Output of floating-point logits [B, C, h, w]")
+    if logits.layout is not torch.strided:
+        raise InputError(f"{name} returns logits of layout {logits.layout}; return logits.to_dense()")
     if len(logits) != len(pixels) or logits.device != pixels.device:
         raise InputError(
             f"{name} returns logits of {len(logits)} images on {logits.device} "
@@ -160,6 +168,8 @@ def checked(
             "the list of classes; take the model that was trained on these classes, or name those that it has"
         )
     cells = logits.shape[2:]
+    if 0 in cells:
+        raise InputError(f"{name} returns logits {list(logits.shape)}, which are empty; give each image some")
     # A stride gives a side of the image some cells, or one more or less where it is no multiple
     least = max(side / (number + 1) for side, number in zip(padded, cells, strict=True))
     most = min(side / max(number - 1, 0.5) for side, number in zip(padded, cells, strict=True))

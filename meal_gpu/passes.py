@@ -240,7 +240,7 @@ def _blaming(model: Network) -> Iterator[None]:
         yield
     except MealGpuError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         raise _FailedError(f"{name_of(model)} raised {type(error).__name__}: {error}") from error

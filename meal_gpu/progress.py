@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import (
@@ -53,4 +53,5 @@ class Terminal:
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
     def line(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with suppress(OSError):  # a full disk ends no query
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -43,6 +43,12 @@ def number():
 def picky():
     raise RuntimeError("the factory's own")
 
+def leaving():
+    raise SystemExit(3)
+
+def interrupted():
+    raise KeyboardInterrupt
+
 def careless():
     return len(3)
 
@@ -58,7 +64,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with modules; what is imported from it is forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    modules = {"my_networks": MODULE, "my_needy": "import not_there_at_all", "my_broken": "1 / 0"}
+    modules = {
+        "my_networks": MODULE, "my_needy": "import not_there_at_all", "my_broken": "1 / 0",
+        "my_script": "import argparse\nargparse.ArgumentParser().parse_args(['--epochs'])",
+    }  # fmt: skip
     for name, text in modules.items():
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -95,6 +104,16 @@ def test_a_network_is_built_from_its_name(home: Path) -> None:
             r"calling it with \(\) fails: RuntimeError: the factory's own",
         ),
         (
+            "my_script:f",
+            UnavailableError,
+            r"importing my_script ends the process \(SystemExit: 2\), as argparse does .* == '__main__'`$",
+        ),
+        (
+            "my_networks:leaving",
+            UnavailableError,
+            r"calling it with \(\) ends the process \(SystemExit: 3\): let it raise an error$",
+        ),
+        (
             "my_networks:careless",
             UnavailableError,
             r"calling it with \(\) fails: TypeError: object of type 'int'",
@@ -105,6 +124,11 @@ def test_a_network_is_built_from_its_name(home: Path) -> None:
 def test_a_name_that_does_not_fit(home: Path, spec: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         build(spec, {})
+
+
+def test_an_interrupt_is_nobodys_error(home: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build("my_networks:interrupted", {})
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -176,6 +200,46 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         "first 'body.bias'; 1 of 9 are unexpected, first 'more'; 1 of 9 are of another shape, "
         "first 'head.weight': [7, 4, 1, 1] in the file, [5, 4, 1, 1] in the model"
     )
+
+
+def quantised(weight: torch.Tensor) -> torch.Tensor:
+    return torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize(
+    ("name", "convert", "kinds"),
+    [
+        ("body.weight", lambda x: (x * 10).to(torch.int8), "int8, float32"),
+        ("norm.running_var", lambda x: x.int(), "int32, float32"),
+        ("head.bias", lambda x: x.to(torch.complex64), "complex64, float32"),
+        ("head.weight", quantised, "qint8, float32"),
+        ("classes", lambda x: x.half(), "float16, int64"),
+    ],
+)
+def test_weights_of_another_kind(
+    tmp_path: Path, name: str, convert: Callable[[torch.Tensor], torch.Tensor], kinds: str
+) -> None:
+    model = network()
+    model.register_buffer("classes", torch.arange(5))
+    state = model.state_dict()
+    torch.save(state | {name: convert(state[name])}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=rf"w\.pt: '{name}' is {kinds} in the model: dequantise, or conv"):
+        load_weights(model, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("count", [True, False])
+def test_weights_of_another_precision(tmp_path: Path, dtype: torch.dtype, count: bool) -> None:
+    wanted, model = network(1), network(2)
+    state = {  # also as written by those who convert a BatchNorm's count with all else
+        name: tensor.to(dtype) if tensor.is_floating_point() or count else tensor
+        for name, tensor in wanted.state_dict().items()
+    }
+    torch.save(state, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name].to(tensor.dtype)), name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -119,6 +119,8 @@ def test_yaml(suffix: str, tmp_path: Path) -> None:
         ("a.yaml", "seed: [", "not valid YAML: while parsing a flow node expected"),
         ("a.yaml", "- 1\n", "expected keys and values, found list"),
         ("a.yaml", "", "found NoneType"),
+        ("a.yaml", "seed: 1\ngrid: [2, 2]\n'seed': 2\n", "not valid YAML: the key 'seed' is there twice in"),
+        ("a.yaml", "size: 96x192", "size is '96x192'; expected tuple[int, int] | None, such as [96, 192]"),
         ("a.toml", "sed = 1", "unknown key sed"),
         ("a.toml", b"\xff\xfe", "cannot be read"),
         ("a.toml", None, "cannot be read"),
@@ -132,6 +134,19 @@ def test_bad_files_are_named(name: str, text: str | bytes | None, told: str, tmp
         read(path)
     assert str(path) in str(error.value)
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["c.toml", "c.TOML", "c.yaml", "c.YML"])
+def test_a_mark_of_the_byte_order_and_large_letters_change_nothing(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("seed = 3" if "toml" in name.lower() else "seed: 3", encoding="utf-8-sig")
+    assert read(path) == Config(seed=3)
+
+
+def test_yaml_may_merge_what_it_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("<<: {seed: 3, steps: 2}\nseed: 4\n")
+    assert read(path) == Config(seed=4, steps=2)
 
 
 def test_unknown_keys_are_listed_with_the_known() -> None:
@@ -152,9 +167,9 @@ def test_unknown_keys_are_listed_with_the_known() -> None:
         ("finetune", "false", "bool"),
         ("budget", "5 %", "float"),
         ("budget", True, "float"),
-        ("size", [1, 2, 3], "tuple[int, int] | None"),
-        ("size", [90.0, 120.0], "tuple[int, int] | None"),
-        ("grid", 4, "tuple[int, int]"),
+        ("size", [1, 2, 3], "tuple[int, int] | None, such as [96, 192]"),
+        ("size", [90.0, 120.0], "tuple[int, int] | None, such as [96, 192]"),
+        ("grid", 4, "tuple[int, int], such as [96, 192]"),
         ("dataset", None, "str"),
     ],
 )

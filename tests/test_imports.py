@@ -33,7 +33,7 @@ ROWS = (
     ("train", "control", "footprint"),
     ("preparation", "tracking"),
     ("learner",),
-    ("experiment", "report", "progress", "doctor", "annotate"),
+    ("experiment", "report", "progress", "saying", "doctor", "annotate"),
     ("compare", "sweep", "trust", "options"),
     ("commands", "research", "integrations"),
     ("cli",),

@@ -1,5 +1,6 @@
 """What a run shows: bars on a terminal, plain lines elsewhere."""
 
+import errno
 import io
 
 import pytest
@@ -38,6 +39,20 @@ def test_an_error_passes_through(terminal: bool) -> None:
     monitor, _ = console(terminal=terminal)
     with pytest.raises(KeyError), monitor.stage("train", 3):
         raise KeyError
+
+
+class Full(io.StringIO):
+    """A file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_stage_goes_on_where_its_line_cannot_be_written() -> None:
+    monitor = Terminal(Console(file=Full()))
+    with monitor.stage("score", 1) as advance:
+        advance(1)
+    monitor.line("done")
 
 
 def test_lines_are_printed_as_they_are() -> None:

@@ -1,6 +1,7 @@
 """Sweeps: what is asked for, which runs it means, and that nothing stops them for good."""
 
 import dataclasses
+import errno
 import fcntl
 import io
 import json
@@ -285,6 +286,18 @@ def shown(*states: list[Run], terminal: bool, height: int = 25) -> str:
         for runs in states:
             view.show(runs)
     return buffer.getvalue()
+
+
+class Full(io.StringIO):
+    """A file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_no_sweep() -> None:
+    with View(Console(file=Full())) as view:
+        view.show([Run("a-0", 2, state="failed", error="no room")])
 
 
 def test_plain_lines_say_what_changed() -> None:

@@ -24,7 +24,7 @@ from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing
 from meal_gpu.images.opening import open_listing
 from meal_gpu.images.sources import Images, Part
-from meal_gpu.inference import for_inference
+from meal_gpu.inference import for_inference, require_values
 from meal_gpu.memory import current
 from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Network
 from meal_gpu.ops import MEASURES, PatchClasses, select_for
@@ -127,8 +127,10 @@ class Applied:
     std: Normalisation = IMAGENET_STD
 
     def network(self, model: Network | nn.Module, device: torch.device) -> Network:
-        placed = model.to(device) if isinstance(model, nn.Module) else model
-        found = adapt(placed, layer=self.layer, mean=self.mean, std=self.std)
+        if isinstance(model, nn.Module):
+            require_values(model)  # which torch could not move
+            model = model.to(device)
+        found = adapt(model, layer=self.layer, mean=self.mean, std=self.std)
         return found if self.window is None else windowed(found, self.size, self.window, self.overlap)
 
 

@@ -4,7 +4,7 @@ Whatever the place, a pass sees the same pixels in the same batches, so that res
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -257,15 +257,16 @@ class Drawn:
     def _item(self, index: int) -> torch.Tensor:
         item = self._dataset[index]
         item = item[0] if isinstance(item, tuple | list) and item else item
-        if isinstance(item, Mapping) or item is None:
-            raise InputError(
-                f"item {index} of the dataset is of type {type(item).__name__}; it must be an image, or a "
-                "tuple that begins with one"
-            )
         if not isinstance(item, torch.Tensor):
             import numpy as np
 
-            item = torch.from_numpy(np.array(item))
+            try:
+                item = torch.from_numpy(np.array(item))
+            except (TypeError, ValueError) as error:  # of text, and what NumPy only wraps
+                raise InputError(
+                    f"item {index} of the dataset is of type {type(item).__name__}; it must be an image, or "
+                    "a tuple that begins with one; of paths give a list"
+                ) from error
         if item.ndim == 3 and item.shape[0] == 3 and item.shape[2] != 3:
             item = item.permute(1, 2, 0)
         if item.ndim != 3 or item.shape[2] != 3 or item.dtype != torch.uint8:

@@ -1,6 +1,6 @@
 """The array functions of the public interface: they check their arguments, then call the ops."""
 
-from math import isfinite
+from math import isfinite, isnan
 from operator import index
 from typing import Any
 
@@ -38,12 +38,24 @@ def pair(what: str, given: Any, axes: str) -> tuple[int, int]:
     return first, second
 
 
+def real(what: str, given: Any) -> float:
+    """Raises InputError where `given` is no number."""
+    try:
+        isnan(given)
+    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several
+        raise InputError(f"{what} must be a number; got {given!r}") from None
+    number: float = given
+    return number
+
+
 def require_tensor(what: str, given: object) -> None:
     if not isinstance(given, torch.Tensor):
         raise InputError(
             f"{what} must be a torch.Tensor, got {type(given).__name__}; of a NumPy array torch.from_numpy "
             "makes one"
         )
+    if given.layout is not torch.strided:
+        raise InputError(f"{what} must be dense, got {given.layout}; pass {what}.to_dense()")
 
 
 def _ops_for(tensor: torch.Tensor) -> Ops:
@@ -81,9 +93,9 @@ def patch_entropy(
         log C. A patch without a valid pixel has 0.
 
     Raises:
-        InputError: no tensor; wrong rank, dtype or number of classes; a grid or size that is no pair of whole
-            numbers; a size below the logits'; an empty patch; an unknown measure; a temperature that is not
-            positive; a mask of another size.
+        InputError: no dense tensor; wrong rank, dtype or number of classes; a grid or size that is no pair of
+            whole numbers; a size below the logits'; an empty patch; an unknown measure; a temperature that is
+            not positive; a mask of another size.
     """
     require_tensor("logits", logits)
     if logits.ndim != 4 or 0 in logits.shape[1:]:
@@ -100,7 +112,7 @@ def patch_entropy(
         raise InputError(f"size {(height, width)} is below the logits' {tuple(logits.shape[2:])}")
     if measure not in MEASURES:
         raise InputError(f"unknown measure {measure!r}; known: {', '.join(MEASURES)}")
-    if not (temperature > 0 and isfinite(temperature)):
+    if not (real("temperature", temperature) > 0 and isfinite(temperature)):
         raise InputError(f"temperature must be positive and finite, got {temperature}")
     if valid is not None:
         require_tensor("valid", valid)
@@ -143,7 +155,7 @@ def kmeans_plusplus(
         [n] int64 row indices in order of choice, distinct also where points coincide.
 
     Raises:
-        InputError: no tensor; wrong rank, dtype or width; n outside 1..M; a value that is not finite; a
+        InputError: no dense tensor; wrong rank, dtype or width; n outside 1..M; a value that is not finite; a
             number that is not whole.
     """
     for label, array in (("points", points), ("chosen", chosen)):

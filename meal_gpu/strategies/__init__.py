@@ -61,14 +61,14 @@ STRATEGIES: dict[str, Strategy] = {module.STRATEGY.name: module.STRATEGY for mod
 
 def get(name: str) -> Strategy:
     """The strategy called `name`. Raises ConfigError listing the known ones."""
-    if name not in STRATEGIES:
+    if name not in tuple(STRATEGIES):  # a list is in no dict
         raise ConfigError(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
 
 
 def get_measure(name: str) -> Measure:
     """The measure called `name`. Raises ConfigError listing the known ones."""
-    if name not in MEASURES:
+    if name not in tuple(MEASURES):
         raise ConfigError(f"unknown measure {name!r}; known: {', '.join(MEASURES)}")
     return MEASURES[name]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from meal_gpu import report, tracking
+from meal_gpu.saying import note, say
 from meal_gpu.sweep import running
 from meal_gpu.sweep.children import LOGS
 from meal_gpu.sweep.request import Sweep
@@ -24,14 +25,14 @@ def execute(asked: Sweep, out: Path, *, resume: bool, jobs: int, track: Sequence
     except KeyboardInterrupt as stopped:
         options = ["--jobs", str(jobs)] * (jobs > 1) + [part for name in track for part in ("--track", name)]
         again = shlex.join(["meal-gpu", "run", "--out", str(out), "--resume", *options])
-        typer.echo(f"meal-gpu: stopped; complete steps are kept: {again}", err=True)
+        say(f"stopped; complete steps are kept: {again}")
         return 128 + (stopped.args[0] if stopped.args else 2)
     failed = [run for run in runs if run.state == "failed"]
     for run in failed:
-        typer.echo(f"failed: {run.name}: {run.error} ({out / LOGS / run.name}.log)", err=True)
+        note(f"failed: {run.name}: {run.error} ({out / LOGS / run.name}.log)")
     typer.echo(f"sweep: {len(runs) - len(failed)} of {len(runs)} runs complete")
     if begun := [out / run.name for run in runs if run.done]:
-        typer.echo(f"drawing the report of {len(begun)} runs: minutes for full-size images", err=True)
+        note(f"drawing the report of {len(begun)} runs: minutes for full-size images")
         typer.echo(f"report: {report.write(begun, out / 'report.html')}")
         typer.echo(f"statistics: {shlex.join(['meal-gpu', 'compare', str(out)])}")
     return 1 if failed else 0

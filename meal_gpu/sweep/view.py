@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -49,7 +50,9 @@ class View:
         else:
             for run in runs:
                 if (text := describe(run)) != self._said.get(run.name, "waiting"):
-                    self._console.print(f"{run.name}: {text}", highlight=False, markup=False, soft_wrap=True)
+                    with suppress(OSError):  # a full disk ends no sweep
+                        line = f"{run.name}: {text}"
+                        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
                 self._said[run.name] = text
 
     def _table(self, runs: Sequence[Run]) -> Table:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,74 @@ def test_a_broken_pipe_is_quiet() -> None:
     )
     os.close(write)
     assert process.stderr == ""
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    ("stream", "code", "said"),
+    [
+        pytest.param(
+            "stdout", 1,
+            "meal-gpu: standard output: No space left on device; only the text is lost, files written before "
+            "are whole\n",
+            marks=fault("resource", "the disk is full that stdout goes to",
+                        "said so, and that what was written before is there; exit code 1"),
+        ),
+        pytest.param(
+            "stderr", 0, "synthetic: 1 train and 1 val images in",
+            marks=fault("resource", "the disk is full that stderr goes to",
+                        "progress is not shown; the command does its work, exit code 0"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_full_disk_behind_a_stream(
+    stream: str, code: int, said: str, buffered: bool, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "meal_gpu", "data", "draw", str(tmp_path / "drawn"), "--train", "1",
+               "--val", "1", "--size", "32x64"]  # fmt: skip
+    environment = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    with Path("/dev/full").open("w") as full:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+        done = subprocess.run(command, text=True, env=environment, **streams)  # type: ignore[call-overload]
+    assert done.returncode == code, done.stderr
+    other = done.stderr if stream == "stdout" else done.stdout
+    assert said in other and "Exception" not in other
+    assert list((tmp_path / "drawn").rglob("*.png"))
+
+
+def test_a_full_disk_does_not_hide_what_is_wrong() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "meal_gpu", "report", "nowhere"]
+        assert subprocess.run(command, stderr=full).returncode == 1
+
+
+SCRIPT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+MODULE, _, FUNCTION = SCRIPT["meal-gpu"].partition(":")
+STARTS = {
+    "python -m": ["-m", "meal_gpu"],
+    "the program": ["-c", f"from {MODULE} import {FUNCTION}; {FUNCTION}()"],
+}
+
+
+@fault("fuzz", "Ctrl-C while the program is loaded", "quiet, exit code 130")
+@pytest.mark.parametrize("start", STARTS)
+def test_an_interrupt_at_the_start_is_quiet(start: str, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")  # found before the library
+    command = [sys.executable, *STARTS[start], "strategies"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@fault("fuzz", "a working directory that was deleted", "one line, exit code 1")
+@pytest.mark.parametrize("start", STARTS)
+def test_a_working_directory_that_is_gone(start: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    command = ["sh", "-c", script, "sh", str(gone), sys.executable, *STARTS[start], "strategies"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    told = "meal-gpu: the working directory is gone: cd into one that is there\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
 
 
 @pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="SIGINT is ignored here")

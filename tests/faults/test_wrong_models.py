@@ -68,6 +68,10 @@ BOTH = "an error names the shape that came and what was expected"
               r"logits of 16×8 for 32×64 pixels, 2 pixels down and 8 across for one: .*transposes"),
         fault("a model that cuts off the border of images", BOTH, lambda x: x[:, :, 2:-2, 2:-2],
               r"logits of 4×12 for 32×64 pixels, 8 pixels down and 5\.33 across"),
+        fault("a model that returns empty logits", BOTH, lambda x: x[..., :0],
+              r"Net returns logits \[6, 3, 8, 0\], which are empty"),
+        fault("a model that returns sparse logits", "an error says how to make them dense",
+              lambda x: x.to_sparse(), r"Net returns logits of layout torch\.sparse_coo; .*to_dense"),
         fault("a model with pixels flattened into a row", BOTH, lambda x: x.flatten(2)[:, :, None],
               r"logits of 1×128 for 32×64 pixels"),
     ],
@@ -154,6 +158,46 @@ def test_a_model_on_meta_is_named() -> None:
         ask(Net(), strategy="ensemble", members=[model])
 
 
+RAISED = "an error names the image and what was raised"
+
+
+def acquired(model: str, scenes: Path, folder: Path) -> None:
+    """By the command line, into `folder`."""
+    arguments = ["acquire", "--images", scenes / "leftImg8bit" / "train", "--model", model, "-n", 3,
+                 "--ledger", folder / "pool.parquet", "--out", folder / "query", "--strategy", "entropy",
+                 "--device", "cpu"]  # fmt: skip
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Conv2d(3, CLASSES, 1))
+
+
+def leaving() -> nn.Module:
+    def leave(_: torch.Tensor) -> None:
+        raise SystemExit(3)
+
+    return Net(leave)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        fault("`acquire` with a model on torch's meta device", "an error says how to load its weights",
+              "on_meta", r"^Sequential is on the meta device: 0\.weight .*load_state_dict"),
+        fault("`acquire` with a model whose forward pass calls sys.exit", RAISED,
+              "leaving", r"\.png: Net raised SystemExit: 3"),
+    ],
+)  # fmt: skip
+def test_a_model_of_the_command_line_is_named(
+    factory: str, message: str, scenes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MealGpuError, match=message):
+        acquired(f"{__name__}:{factory}", scenes, tmp_path)
+    assert not (tmp_path / "query").exists()
+
+
 @pytest.mark.fault("resource", "a GPU is asked for, and there is none", "an error says so, with the way out")
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -165,9 +209,6 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_model_on_another_device_is_named() -> None:
     with pytest.raises(InputError, match=r"Net has stem\.weight on cpu, and the images are on cuda"):
         ask(Net(), device="cuda")
-
-
-RAISED = "an error names the image and what was raised"
 
 
 class Picky(nn.Module):

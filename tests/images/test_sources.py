@@ -247,6 +247,12 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
         (torch.zeros(3, 8, 8), "leave ToTensor and Normalize out"),
         (torch.zeros(8, 8, dtype=torch.uint8), r"\[8, 8\]"),
         ({"image": torch.zeros(8, 8, 3)}, "item 1 of the dataset is of type dict; it must be an image"),
+        (("a.png", torch.zeros(8, 8, 3, dtype=torch.uint8)), "item 1 .* of type str; .*; of paths give a li"),
+        (np.array(["a.png", "b.png"])[0], "item 1 of the dataset is of type str_; .*; of paths give a list"),
+        (b"bytes", "item 1 of the dataset is of type bytes; it must be an image"),
+        (object(), "item 1 of the dataset is of type object; it must be an image"),
+        (None, "item 1 of the dataset is of type NoneType; it must be an image"),
+        ([[[1], [1, 2]]], "item 1 of the dataset is of type list; it must be an image"),
         (torch.zeros(9, 8, 3, dtype=torch.uint8), "item 1 of the dataset is 9×8 pixels, item 0 is 8×8"),
     ],
 )

@@ -306,6 +306,8 @@ def test_no_full_size_tensor_of_all_classes_is_made() -> None:
         (torch.zeros(1, 2, 4, 4), {"valid": np.ones((4, 4), bool)}, ("valid must be a torch.Tensor",)),
         (torch.zeros(1, 2, 4, 4), {"measure": "bald"}, ("'bald'", "entropy, margin, least-confidence")),
         (torch.zeros(1, 2, 4, 4), {"temperature": 0.0}, ("positive", "0.0")),
+        (torch.zeros(1, 2, 4, 4).to_sparse(), {}, ("logits must be dense, got torch.sparse_coo", "to_dense")),
+        (torch.zeros(1, 2, 4, 4), {"temperature": "1"}, ("temperature must be a number", "'1'")),
         (torch.zeros(1, 2, 4, 4), {"temperature": math.nan}, ("positive", "nan")),
         (torch.zeros(1, 2, 4, 4), {"valid": torch.ones(4, 5, dtype=torch.uint8)}, ("[4, 4]", "[4, 5]")),
         (torch.zeros(1, 2, 4, 4), {"valid": torch.ones(4, 4)}, ("uint8 or bool", "torch.float32")),
