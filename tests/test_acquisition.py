@@ -14,11 +14,13 @@ import torch
 from networks import calibrated, settle
 from PIL import Image
 from small_networks import Small
+from torch import nn
 
-from meal_gpu import memory, ops, rng
+from meal_gpu import acquisition, memory, ops, rng
 from meal_gpu.acquisition import Query, acquire
 from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, RunError, UnavailableError
 from meal_gpu.grid import Grid
+from meal_gpu.images.opening import open_images
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold, subsample
 from meal_gpu.models import Builder, Network, Output, Segmenter
@@ -543,3 +545,50 @@ def test_the_public_name_is_the_function_whatever_was_imported_before() -> None:
     code = "import meal_gpu.experiment, meal_gpu; assert callable(meal_gpu.acquire), meal_gpu.acquire"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class _SeenError(Exception):
+    pass
+
+
+def test_every_argument_reaches_what_takes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for number, pixels in enumerate(IMAGES.numpy()):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    ledger = Ledger.create(Grid(2, 2, 16, 32), [f"{number}.png" for number in range(6)])
+    ledger.label([3], 4)
+    opened: dict[str, object] = {}
+    seen: list[object] = []
+
+    def opening(*given: object, **more: object) -> object:
+        opened.update(more)
+        return open_images(*given, **more)  # type: ignore[arg-type]
+
+    def pool(*given: object, **more: object) -> None:
+        seen.extend((*given, more))
+        raise _SeenError
+
+    monkeypatch.setattr(acquisition, "open_images", opening)
+    monkeypatch.setattr(acquisition, "ScoredPool", pool)
+    plain, member = (nn.Sequential(nn.Conv2d(3, 3, 1)) for _ in range(2))
+    with pytest.raises(_SeenError):
+        acquire(
+            plain, tmp_path, 2, strategy="meal", measure="ensemble", members=[member], ledger=ledger, seed=9,
+            candidates=11, manifold_limit=40, features="shared", layer="0", mean=(0.1, 0.2, 0.3),
+            std=(0.4, 0.5, 0.6), size=(16, 32), batch_size=3, precision="bfloat16", pool_share=0.25,
+            ops="reference", passes=5, temperature=1.5,
+        )  # fmt: skip
+    images, network, given, n, settings, manifold, more = seen
+    assert opened == {"size": (16, 32), "share": 0.25}
+    assert isinstance(images, ImageSet) and isinstance(more, dict)
+    assert (images.precision, images._batch_size, images.ops) == ("bfloat16", 3, reference)
+    assert [images.name(number) for number in range(6)] == list(ledger.names)
+    assert (given, n, manifold) == (ledger, 2, None)
+    assert settings == Settings(
+        candidates=11, features="shared", seed=9, step=5, limit=40, measure="ensemble", passes=5,
+        temperature=1.5,
+    )  # fmt: skip
+    for found in (network, *more["members"]):
+        assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert len(more["members"]) == 1
+    with pytest.raises(InputError, match="meta device"):
+        acquire(plain, tmp_path, 2, strategy="ensemble", members=[member.to("meta")], layer="0")
