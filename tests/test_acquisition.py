@@ -16,7 +16,8 @@ from PIL import Image
 from small_networks import Small
 from torch import nn
 
-from meal_gpu import acquisition, memory, ops, rng
+from meal_gpu import acquisition, committee, memory, ops, rng
+from meal_gpu import pool as pool_module
 from meal_gpu.acquisition import Query, acquire
 from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, RunError, UnavailableError
 from meal_gpu.grid import Grid
@@ -592,3 +593,41 @@ def test_every_argument_reaches_what_takes_it(monkeypatch: pytest.MonkeyPatch, t
     assert len(more["members"]) == 1
     with pytest.raises(InputError, match="meta device"):
         acquire(plain, tmp_path, 2, strategy="ensemble", members=[member.to("meta")], layer="0")
+
+
+def test_settings_reach_what_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws, the seeds of dropout and of a fit by their step; what a fit is told; the valid pixels."""
+    calls: dict[str, dict[str, object]] = {}
+
+    def spy(module: object, name: str) -> None:
+        real = getattr(module, name)
+
+        def called(*given: object, **more: object) -> object:
+            calls[name] = more
+            return real(*given, **more)
+
+        monkeypatch.setattr(module, name, called)
+
+    spy(pool_module, "score_pool")
+    spy(committee, "score_committee")
+    spy(Manifold, "fit")
+    images, ledger = ImageSet(IMAGES, reference), Ledger.create(GRID, NAMES)
+    valid = torch.ones(32, 64, dtype=torch.bool)
+    features = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+
+    def of(step: int) -> ScoredPool:
+        settings = Settings(step=step, seed=3, neighbors=7, min_dist=0.3, dimension=3, passes=2)
+        return ScoredPool(images, Small(3, seed=0), ledger, 4, settings, valid=valid, needs=("margin",))
+
+    one, two = of(1), of(2)
+    assert not torch.equal(one.uniforms("here", 5), two.uniforms("here", 5))
+    assert one._dropout_seed() != two._dropout_seed()
+    one.uncertainty("entropy")
+    assert calls["score_pool"]["valid"] is valid and calls["score_pool"]["others"] == ["margin"]
+    one.committee("mirrored")
+    assert calls["score_committee"]["valid"] is valid
+    one.fit_manifold(features)
+    first = calls["fit"]
+    assert (first["neighbors"], first["min_dist"], first["dimension"]) == (7, 0.3, 3)
+    two.fit_manifold(features)
+    assert calls["fit"]["seed"] != first["seed"]

@@ -329,12 +329,20 @@ def test_fingerprints_tell_networks_apart() -> None:
     assert len(first) == len(hashlib.sha256().hexdigest())
     changed = network(1)
     changed.norm.running_mean[1] += 1e-7  # type: ignore[union-attr, operator, index]
-    relu = network(1)
+    relu, sigmoid = network(1), network(1)
     relu.last = nn.ReLU()  # type: ignore[assignment]
+    sigmoid.last = nn.Sigmoid()  # type: ignore[assignment]
     half = network(1).bfloat16()
-    others = [network(2), changed, relu, half]
+    others = [network(2), changed, relu, sigmoid, half]
     prints = [first, fingerprint(network(1), "a", 3), fingerprint(network(1))]
     assert len({*prints, *(fingerprint(other, "a", 2) for other in others)}) == len(prints) + len(others)
+
+
+def test_fingerprints_look_at_shapes_beside_the_bytes() -> None:
+    wide, high = nn.Linear(3, 2, bias=False), nn.Linear(2, 3, bias=False)
+    for layer in (wide, high):
+        nn.init.zeros_(layer.weight)
+    assert fingerprint(wide) != fingerprint(high)
 
 
 def test_fingerprints_look_at_values_not_at_memory() -> None:

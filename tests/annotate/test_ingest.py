@@ -32,7 +32,7 @@ CLASSES = ("road", "car", "sky")
 class Desk:
     """A ledger of two frames, a query of three patches, and what an annotator hands in."""
 
-    def __init__(self, folder: Path, context: int = 0) -> None:
+    def __init__(self, folder: Path, context: int = 0, step: int = 1) -> None:
         self.folder = folder
         self.ledger = folder / "pool.parquet"
         self.query = folder / "query"
@@ -45,7 +45,7 @@ class Desk:
             box = Box(*map(int, GRID.boxes([patch])[0]))
             items.append(Item(patch, frame.name, str(frame), box, 0.5, 10.0, 20.0))
         self.asked = Asked(
-            self.query, 1, "meal", 0, CLASSES, (24, 32), (2, 2), tuple(items), {"context": context}
+            self.query, step, "meal", 0, CLASSES, (24, 32), (2, 2), tuple(items), {"context": context}
         )
         self.query.mkdir()
         self.asked.write_into(self.query, [np.zeros((12, 16), np.uint8)] * 3)
@@ -100,6 +100,14 @@ def test_finished_masks_go_into_the_ledger(desk: Desk) -> None:
     done = ingest(desk.query, desk.answers, desk.ledger)
     assert Ledger.read(desk.ledger).labelled().tolist() == [1, 6]
     assert done.missing == ()  # 6 is labelled
+
+
+def test_patches_are_labelled_since_the_step_of_their_query(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, step=3)
+    desk.hand_in(0, GOOD)
+    ingest(desk.query, desk.answers, desk.ledger)
+    steps = Ledger.read(desk.ledger).frame["step"].tolist()
+    assert [(patch, step) for patch, step in enumerate(steps) if step >= 0] == [(6, 3)]
 
 
 def test_a_crop_with_context_is_cut_to_its_patch(tmp_path: Path) -> None:

@@ -111,6 +111,29 @@ def test_the_order_of_the_runs_changes_nothing() -> None:
         assert found.penalty.matrix.tolist() == expected.penalty.matrix.tolist()
 
 
+def test_every_interval_has_the_level_asked_for() -> None:
+    curves = simulate(EFFECT, 4, np.random.default_rng(1))
+    narrow, wide = (compare(group(curves), level=level) for level in (0.5, 0.95))
+    ratio = float(stats.t.ppf(0.75, df=3) / stats.t.ppf(0.975, df=3))
+    for one, other in zip(narrow.summaries, wide.summaries, strict=True):
+        intervals = [(s.area, s.final, s.last_epoch, *s.score[1:], *s.class_iou) for s in (one, other)]
+        for a, b in zip(*intervals, strict=True):
+            assert a.high - a.low == pytest.approx(ratio * (b.high - b.low))
+    for first, second in zip(narrow.pairs, wide.pairs, strict=True):
+        assert first.test is not None and second.test is not None
+        assert first.test.high - first.test.low == pytest.approx(ratio * (second.test.high - second.test.low))
+
+
+def test_the_penalty_matrix_is_of_the_seeds_that_all_have() -> None:
+    """b is far below a in the seeds 1 to 3, which both have, and far above in the seed 0 of its own."""
+    a = [curve("a", seed, [0.2, 0.5 + seed / 100]) for seed in (1, 2, 3)]
+    b = [curve("b", seed, [0.2, 0.9 if not seed else 0.4 + seed / 90]) for seed in range(4)]
+    penalty = compare(group([*a, *b])).penalty
+    assert penalty.seeds == (1, 2, 3)
+    assert penalty.matrix is not None
+    assert penalty.matrix.tolist() == [[0, 1], [0, 0]]
+
+
 def test_one_seed_is_refused() -> None:
     comparison = table(EFFECT, seeds=1)
     assert all(pair.test is None and pair.reason == "no test: 1 shared seed" for pair in comparison.pairs)
@@ -221,9 +244,10 @@ def test_the_supervised_run_of_the_same_network_is_the_reference() -> None:
     # 95 %: 0.5225, between 0.3 at 4 % and 0.55 at 6 %; one seed ends at 0.5
     assert summary.budget == pytest.approx(0.04 + 0.02 * 0.2225 / 0.25)
     assert summary.reached == 1
-    other = [curve("supervised", 0, [0.6], [100], finetune=True)]
-    comparison = compare(group([*learned, *other]))
-    assert comparison.summaries[0].supervised is None
+    for change in ({"encoder_weights": "none"}, {"architecture": "paper"}, {"finetune": True}):
+        other = [curve("supervised", 0, [0.6], [100], **change)]
+        comparison = compare(group([*learned, *other]))
+        assert comparison.summaries[0].supervised is None
     assert any(note.startswith("No supervised run fits a (architecture") for note in notes(comparison))
     alike = "The supervised run for a has another"
     assert not any(note.startswith(alike) for note in notes(compare(group([*learned, *full]))))
