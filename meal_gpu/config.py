@@ -269,7 +269,7 @@ def _values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
         toml = path.suffix.lower() == ".toml"
-        values = tomllib.loads(text) if toml else yaml.load(text, Loader=_Once)
+        values = tomllib.loads(text) if toml else _Once(text).get_single_data()
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid {path.suffix.lstrip('.').upper()}: {told}") from error
