@@ -56,7 +56,7 @@ EVENTS = {
         *step(0), *step(1),
     ],
     "acquire": [
-        "begin pool.lock #1", "mkdir pool.cache #1",
+        "begin ~query.lock #1", "begin pool.lock #1", "mkdir pool.cache #1",
         *(f"{what} pool.cache/~KEY-KEY.parquet #1" for what in ("half of", "rename")),
         "mkdir pool.cache #2", "begin pool.cache/~manifold-KEY.safetensors #1",
         "half of pool.cache/~manifold-KEY.safetensors #1", "rename pool.cache/~manifold-KEY.safetensors #1",
@@ -66,7 +66,7 @@ EVENTS = {
         "begin ~query/query.parquet #1", "begin ~query/query.json #1", "begin ~query/budget.svg #1",
         *(f"half of ~query/predictions/N.png #{n}" for n in range(1, 7)),
         "half of ~query/query.parquet #1", "half of ~query/query.json #1", "half of ~query/budget.svg #1",
-        "rename ~query #1",
+        "rename ~query #1", "remove ~query.lock #1",
     ],
     "ingest": [
         "begin pool.lock #1", "mkdir pool.labels #1",
@@ -98,7 +98,7 @@ SHORT = {
     ],
     "acquire": [
         "half of pool.cache/~KEY-KEY.parquet #1", "rename ~pool.parquet #1",
-        "half of ~query/query.parquet #1", "rename ~query #1",
+        "half of ~query/query.parquet #1", "rename ~query #1", "remove ~query.lock #1",
     ],
     "ingest": [
         "half of pool.labels/~labels.json #1", "half of pool.labels/000000/~N.png #3",
@@ -121,6 +121,7 @@ def told(job: str, event: str) -> str:
         ("begin", "before writing"),
         ("rename", "before putting into place"),
         ("mkdir", "before making"),
+        ("remove", "before removing"),
         ("stage", "at the beginning of the stage"),
         ("end of stage", "at the end of the stage"),
     ):
