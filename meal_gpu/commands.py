@@ -218,6 +218,12 @@ def export(
         bool,
         typer.Option("--predictions/--no-predictions", help="For --push to Label Studio: send them too."),
     ] = True,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed", help="For smp, mmseg and nnunet: also frames whose files are not those labelled."
+        ),
+    ] = False,
 ) -> None:
     """Write a query for an annotation tool, or the finished labels for training."""
     from meal_gpu.annotate import formats
@@ -227,7 +233,7 @@ def export(
         raise ConfigError(f"format {to!r} is unknown; known: {', '.join(known)}")
     given = {
         "--query": query, "--ledger": ledger, "--images": images, "--out": out, "--push": push,
-        "--no-predictions": None if predictions else True,
+        "--no-predictions": None if predictions else True, "--changed": changed or None,
     }  # fmt: skip
     for option, value in given.items():
         if value is not None and option not in formats.options(to):
@@ -241,7 +247,7 @@ def export(
         listing = list_images(images)
         target = out or Path("labels") / to
         files = dict(zip(listing.names, listing.files, strict=True))
-        done = training.export(ledger or LEDGER, files, target, to=to)
+        done = training.export(ledger or LEDGER, files, target, to=to, changed=changed)
         typer.echo(f"{to}: {done.patches} patches in {done.frames} frames, {target}")
         return
     from meal_gpu.annotate.asked import Asked

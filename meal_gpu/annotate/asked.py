@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -77,6 +78,7 @@ class Item:
         box: the patch, in pixels of the frame as decoded.
         score: what the strategy ranks by (entropy in nats, if it says nothing else), NaN where there is none.
         clicks, seconds: what labelling it is estimated to take, without opening its frame.
+        digest: SHA-256 of the frame's file, in hex, when it was asked for; "" where nobody took it.
     """
 
     patch: int
@@ -86,6 +88,7 @@ class Item:
     score: float
     clicks: float
     seconds: float
+    digest: str = ""
 
     @property
     def name(self) -> str:
@@ -194,13 +197,13 @@ class Asked:
         """Every item with its crop and the crop's RGB pixels [h, w, 3]; each frame is opened once.
 
         Raises:
-            DataError: a frame is missing, damaged or of another size than when it was queried.
+            DataError: a frame is missing, damaged or no longer the file that was queried.
         """
         by_file: dict[str, list[Item]] = {}
         for item in self.items:
             by_file.setdefault(item.file, []).append(item)
         for file, items in by_file.items():
-            frame = read_frame(file, self.size)
+            frame = read_frame(file, self.size, items[0].digest)
             for item in items:
                 box = self.crop(item)
                 yield item, box, frame[box.top : box.bottom, box.left : box.right]
@@ -261,7 +264,7 @@ def _item(row: dict[Any, Any]) -> Item:
     box = Box(*(int(row[side]) for side in Box._fields))
     return Item(
         int(row["patch"]), str(row["image"]), str(row["file"]), box, float(row["score"]),
-        float(row["clicks"]), float(row["seconds"]),
+        float(row["clicks"]), float(row["seconds"]), str(row.get("digest", "")),
     )  # fmt: skip
 
 
@@ -270,14 +273,15 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def read_frame(file: str, size: tuple[int, int] | None) -> Pixels:
+def read_frame(file: str, size: tuple[int, int] | None, digest: str = "") -> Pixels:
     """A frame, RGB uint8 [H, W, 3], turned as its EXIF orientation says.
 
     Raises:
-        DataError: it is missing, damaged or, where `size` is given, of another size.
+        DataError: it is missing, damaged or, where they are given, of another size or SHA-256.
     """
     try:
-        with _open(file) as stream, Image.open(stream, formats=FORMATS) as image:
+        content = contents([file])[0] if is_url(file) else Path(file).read_bytes()
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = np.asarray(upright(image).convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{file}: no such image file; it was there when it was queried") from None
@@ -288,11 +292,13 @@ def read_frame(file: str, size: tuple[int, int] | None) -> Pixels:
             f"{file}: {pixels.shape[0]}×{pixels.shape[1]} pixels (height × width) found, "
             f"{size[0]}×{size[1]} when it was queried; restore the file"
         )
+    found = sha256(content).hexdigest()
+    if digest not in ("", found):
+        raise DataError(
+            f"{file}: no longer the file that was queried (SHA-256 {found[:12]}…, then {digest[:12]}…), so "
+            "that predictions may be of another picture; restore it, or make the query anew"
+        )
     return pixels
-
-
-def _open(file: str) -> BinaryIO:
-    return io.BytesIO(contents([file])[0]) if is_url(file) else Path(file).open("rb")
 
 
 def read_mask(source: Path | BinaryIO, size: tuple[int, int] | None) -> Pixels:

@@ -31,7 +31,7 @@ from meal_gpu.annotate.shards import Applied, Cluster, Pass, columns_of, scored_
 from meal_gpu.checkpoint import fingerprint
 from meal_gpu.errors import ConfigError, InputError
 from meal_gpu.grid import Grid
-from meal_gpu.images.content import is_url
+from meal_gpu.images.content import digests, is_url
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_listing
@@ -269,19 +269,21 @@ def _items(
             masks[row] = np.where(
                 everywhere[box.top : box.bottom, box.left : box.right], masks[row], 255
             ).astype(np.uint8)
+    files = [listing.files[image] for image in images]
+    taken = dict(zip(once := list(dict.fromkeys(files)), digests(once), strict=True))
     items = []
     for row, patch in enumerate(patches):
         clicks = plan.cost.clicks(masks[row])
-        image = int(images[row])
         items.append(
             Item(
                 int(patch),
-                ledger.names[image],
-                _anywhere(listing.files[image]),
+                ledger.names[images[row]],
+                _anywhere(files[row]),
                 boxes[row],
                 float(chosen.scores[order[row]]),
                 clicks,
                 plan.cost.seconds(clicks),
+                taken[files[row]],
             )
         )
     return items, masks

@@ -32,7 +32,7 @@ FIFTYONE = "fiftyone"
 def options(form: str) -> tuple[str, ...]:
     """Those of `meal-gpu export` that mean something for a format."""
     if form in TRAINING:
-        return "--ledger", "--images", "--out"
+        return "--ledger", "--images", "--out", "--changed"
     if form == FIFTYONE:
         return ("--query",)
     sent = {"cvat": ("--push",), "label-studio": ("--push", "--no-predictions")}

@@ -185,7 +185,7 @@ def accept(
     if good:
         store.describe(asked.classes, asked.size, asked.grid)
         for item, labels in good:
-            store.write(item.patch, labels)
+            store.write(item.patch, labels, item.digest)
     if fresh:
         ledger.label(torch.tensor([item.patch for item in fresh]), asked.step)
         ledger.write(ledger_path)

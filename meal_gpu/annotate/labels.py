@@ -1,7 +1,8 @@
 """Finished labels beside a ledger: one small mask for every patch that a person has labelled.
 
 pool.labels/labels.json          classes, (height, width) of the frames, rows and columns of the grid
-pool.labels/000006/6789.png      train ids of patch 6789, 255 is void, at the frame's own resolution
+pool.labels/000006/6789.png      train ids of patch 6789, 255 is void, at the frame's own resolution; says of
+                                 which file they are
 
 The ledger says what is labelled. A mask that it does not know is left over from a killed ingest.
 """
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from meal_gpu import atomic
 from meal_gpu.annotate.asked import VOID, Pixels, read_mask
 from meal_gpu.errors import ConfigError, DataError, RunError
 
 _PER_FOLDER = 1000
+_FRAME = "frame SHA-256"  # a text of the PNG file
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,35 @@ class LabelStore:
         """Where the mask of a patch lies or would lie."""
         return self.folder / f"{patch // _PER_FOLDER:06d}" / f"{patch}.png"
 
-    def write(self, patch: int, mask: Pixels) -> None:
-        """Store uint8 [h, w] train ids, whole or not at all. Raises RunError where that is not possible."""
+    def write(self, patch: int, mask: Pixels, digest: str = "") -> None:
+        """Store uint8 [h, w] train ids, whole or not at all, with the SHA-256 of the frame that they are of.
+
+        Raises:
+            RunError: that is not possible.
+        """
+        text = PngInfo()
+        if digest:
+            text.add_text(_FRAME, digest)
         path = self.path(patch)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic.writing(path) as aside:
-                Image.fromarray(mask).save(aside)
+                Image.fromarray(mask).save(aside, pnginfo=text)
         except OSError as error:
             raise _unwritten(path, error) from error
+
+    def digest(self, patch: int) -> str:
+        """SHA-256 of the frame's file that a patch was labelled on, "" where it is not known.
+
+        Raises:
+            DataError: the mask is missing or damaged; it is named.
+        """
+        path = self.path(patch)
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                return str(image.info.get(_FRAME, ""))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{path}: missing or damaged ({error}); restore the file from a copy") from error
 
     def read(self, patch: int, size: tuple[int, int]) -> Pixels:
         """uint8 [h, w] train ids of a patch of `size`. Raises DataError, which names the file."""

@@ -22,7 +22,7 @@ from meal_gpu.annotate.labels import Info, LabelStore, classes_text
 from meal_gpu.data import palette
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
-from meal_gpu.images.content import contents, is_url
+from meal_gpu.images.content import contents, digests, is_url
 from meal_gpu.images.headers import SUFFIXES, image_size
 from meal_gpu.images.local import mark
 from meal_gpu.ledger import Ledger
@@ -41,7 +41,9 @@ class Exported(NamedTuple):
     patches: int
 
 
-def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -> Exported:
+def export(
+    ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str, changed: bool = False
+) -> Exported:
     """Write all that the ledger says is labelled; `out` appears whole or not at all.
 
     Images become hard links where the file system allows it (so do not edit them in place), else copies;
@@ -51,11 +53,12 @@ def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -
         files: path or URL of every frame, by its name in the ledger.
         out: a folder that is new or empty.
         to: "smp", "mmseg" or "nnunet".
+        changed: take frames, too, whose files are no longer those that were labelled.
 
     Raises:
         ConfigError: another `to`, or more classes than it can hold.
-        DataError: nothing is labelled; a frame or mask, which is named, is missing, damaged or of another
-            size.
+        DataError: nothing is labelled; a frame or mask, which is named, is missing, damaged, of another size
+            or no longer what was labelled.
         RunError: `out` is not empty or cannot be written; ledger or labels are not readable.
     """
     if to not in _PLACES:
@@ -83,7 +86,29 @@ def export(ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str) -
     with lock.alone(out), atomic.filled(out) as aside:
         mark(aside)
         _fill(aside, by_image, files, store, info, to)
+        if not changed:
+            _require_unchanged(by_image, files, store)
     return Exported(len(by_image), len(patches))
+
+
+def _require_unchanged(
+    by_image: Mapping[str, list[int]], files: Mapping[str, str], store: LabelStore
+) -> None:  # fmt: skip
+    """Raises DataError where a frame is not the one that a mask was made on."""
+    now = dict(zip(by_image, digests([files[name] for name in by_image]), strict=True))
+    other = {
+        name: (patch, then)
+        for name, patches in by_image.items()
+        for patch in patches
+        if (then := store.digest(patch)) not in ("", now[name])
+    }
+    if other:
+        name, (patch, then) = next(iter(other.items()))
+        raise DataError(
+            f"{files[name]}: no longer the file that patch {patch} was labelled on (SHA-256 "
+            f"{now[name][:12]}…, then {then[:12]}…; so {len(other)} of {len(by_image)} frames); restore "
+            "it, or take the labels for it as they are with --changed"
+        )
 
 
 def _fill(

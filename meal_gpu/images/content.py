@@ -1,5 +1,6 @@
 """The bytes behind the files of a listing: local paths, fsspec URLs, and images within tar shards."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from meal_gpu.errors import DataError, UnavailableError
 
 _GAP = 1 << 16  # bytes read in vain rather than asked around
 _MOST = 1 << 25  # bytes of one request
+_AT_ONCE = 32  # files that are held for their digests
 _MEMBER = re.compile(r"(.+?)#([0-9]+)\+([0-9]+)/.+", re.DOTALL)
 
 
@@ -97,6 +99,28 @@ def fetch(files: Sequence[str]) -> list[bytes | DataError]:
         for request, content in zip(requests, read, strict=True):
             found |= {place: _part(files[place], spans[place], request, content) for place in request.places}
     return [found[place] for place in range(len(files))]
+
+
+def digests(files: Sequence[str]) -> list[str]:
+    """SHA-256 of the bytes of local files, URLs and members, in hex.
+
+    Raises:
+        DataError: one cannot be read; it is named.
+        UnavailableError: as `filesystem`.
+    """
+    return [found for start in range(0, len(files), _AT_ONCE) for found in _digests(files[start:][:_AT_ONCE])]
+
+
+def _digests(files: Sequence[str]) -> list[str]:
+    remote = [file for file in files if is_url(file)]
+    found = {f: hashlib.sha256(c).hexdigest() for f, c in zip(remote, contents(remote), strict=True)}
+    for file in set(files) - found.keys():
+        try:
+            with Path(file).open("rb") as stream:
+                found[file] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror}); bring it back") from error
+    return [found[file] for file in files]
 
 
 class _Request(NamedTuple):

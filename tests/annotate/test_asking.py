@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from networks import settle
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from meal_gpu import lock, models, strategies
@@ -20,7 +21,7 @@ from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.plot import coverage
 from meal_gpu.annotate.pool import require_fit
 from meal_gpu.cli import app
-from meal_gpu.errors import ConfigError, InputError, MealGpuError, RunError
+from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.loader import Loader
 from meal_gpu.ledger import Ledger
@@ -403,6 +404,20 @@ def test_a_query_holds_in_every_working_directory(
     asked = ask("relative", "-n", 3, "--strategy", "random", images=frames.name)
     assert [item.file for item in asked.items] == [item.file for item in whole.items]
     assert len(list(asked.crops())) == 3
+
+
+def test_a_query_says_of_which_files_it_is(ask: Ask, frames: Path) -> None:
+    asked = ask("query", "-n", 3, "--strategy", "random")
+    for item in asked.items:
+        assert item.digest == sha256(Path(item.file).read_bytes()).hexdigest()
+    replaced = Path(asked.items[0].file)
+    with Image.open(replaced) as image:
+        ImageOps.mirror(image).save(replaced, format=image.format)
+    with pytest.raises(
+        DataError,
+        match=rf"{replaced.name}: no longer .* \(SHA-256 \w{{12}}…, then {asked.items[0].digest[:12]}",
+    ):
+        list(asked.crops())
 
 
 def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(

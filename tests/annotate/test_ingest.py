@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -43,7 +44,7 @@ class Desk:
             frame = folder / ("a.png" if patch < 4 else "b.png")
             Image.new("RGB", (32, 24), (patch, 0, 0)).save(frame)
             box = Box(*map(int, GRID.boxes([patch])[0]))
-            items.append(Item(patch, frame.name, str(frame), box, 0.5, 10.0, 20.0))
+            items.append(Item(patch, frame.name, str(frame), box, 0.5, 10.0, 20.0, f"{patch:064d}"))
         self.asked = Asked(
             self.query, step, "meal", 0, CLASSES, (24, 32), (2, 2), tuple(items), {"context": context}
         )
@@ -94,12 +95,22 @@ def test_finished_masks_go_into_the_ledger(desk: Desk) -> None:
     assert ledger.labelled().tolist() == [6]
     assert ledger.last_step() == 1
     assert np.array_equal(LabelStore.of(desk.ledger).read(6, (12, 16)), GOOD)
+    assert LabelStore.of(desk.ledger).digest(6) == f"{6:064d}"
     # the rest of the query, later
     desk.hand_in(0, GOOD).unlink()
     desk.hand_in(1, GOOD * 2)
     done = ingest(desk.query, desk.answers, desk.ledger)
     assert Ledger.read(desk.ledger).labelled().tolist() == [1, 6]
     assert done.missing == ()  # 6 is labelled
+
+
+def test_a_query_of_before_digests_is_read(desk: Desk) -> None:
+    path = desk.query / "query.parquet"
+    pd.read_parquet(path).drop(columns="digest").to_parquet(path, index=False)
+    assert [(item.patch, item.digest) for item in Asked.read(desk.query).items] == [(6, ""), (1, ""), (4, "")]
+    desk.hand_in(0, GOOD)
+    ingest(desk.query, desk.answers, desk.ledger)
+    assert LabelStore.of(desk.ledger).digest(6) == ""
 
 
 def test_patches_are_labelled_since_the_step_of_their_query(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import json
+import re
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +42,15 @@ class Pool:
         for patch in (*PATCHES, 0):
             left, top, right, bottom = Grid(2, 2, *SIZE).boxes(patch).tolist()
             labels = np.random.default_rng(patch).choice([0, 1, 2, 255], (bottom - top, right - left))
-            self.store.write(patch, labels.astype(np.uint8))
+            frame = Path(self.files[names[patch // 4]]).read_bytes()
+            self.store.write(patch, labels.astype(np.uint8), sha256(frame).hexdigest())
             if patch:
                 self.masks[names[patch // 4]][top:bottom, left:right] = labels
         ledger.label(torch.tensor(PATCHES), 1)
         ledger.write(self.ledger)
 
-    def export(self, to: str) -> tuple[int, int]:
-        return export(self.ledger, self.files, self.out, to=to)
+    def export(self, to: str, *, changed: bool = False) -> tuple[int, int]:
+        return export(self.ledger, self.files, self.out, to=to, changed=changed)
 
     def tree(self) -> set[str]:
         return {path.relative_to(self.out).as_posix() for path in self.out.rglob("*") if path.is_file()} - {
@@ -270,3 +273,23 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_options_that_mean_nothing_are_refused(to: str, options: list[str], told: str, desk: Path) -> None:
     with pytest.raises(ConfigError, match=told):
         app(["export", "--to", to, *options], standalone_mode=False)
+
+
+def test_a_frame_that_was_replaced_does_not_get_the_labels_of_another(pool: Pool) -> None:
+    Image.new("RGB", SIZE[::-1], (9, 0, 9)).save(pool.files["c.png"])
+    refused = re.escape(f"{pool.files['c.png']}: no longer the file that patch 11 was labelled on (SHA-256 ")
+    with pytest.raises(DataError, match=refused + r".* 1 of 2 frames\).*--changed"):
+        pool.export("smp")
+    assert not pool.out.exists()
+    assert pool.export("smp", changed=True) == (2, 3)
+
+
+def test_labels_of_before_that_say_no_file_are_taken(pool: Pool) -> None:
+    for patch in PATCHES:
+        path = pool.store.path(patch)
+        with Image.open(path) as image:
+            pixels = np.array(image)
+        pool.store.write(patch, pixels)
+        assert pool.store.digest(patch) == ""
+    Image.new("RGB", SIZE[::-1], (9, 0, 9)).save(pool.files["c.png"])
+    assert pool.export("smp") == (2, 3)

@@ -1,6 +1,7 @@
 """WebDataset shards: the images of a tar, listed without reading them, and read one by one."""
 
 import gzip
+import hashlib
 import io
 import tarfile
 import warnings
@@ -18,7 +19,7 @@ from PIL import Image
 from meal_gpu.annotate.asked import read_frame
 from meal_gpu.errors import DataError
 from meal_gpu.images import tars
-from meal_gpu.images.content import contents, span
+from meal_gpu.images.content import contents, digests, span
 from meal_gpu.images.listing import list_images
 from meal_gpu.images.opening import open_files, open_listing
 
@@ -71,6 +72,16 @@ def test_the_images_of_shards_are_named_and_read(tmp_path: Path, kind: int) -> N
     assert contents(listing.files) == [png(1), png(0), png(2), png(0)]
     assert (read_frame(listing.files[2], SIZE) == random_image(SIZE, 2)).all()
     assert len(set(listing.stamps[:2])) == 1, "all images of a shard change with it"
+
+
+def test_digests_of_files_and_members(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", samples(0, 1))
+    (tmp_path / "b.png").write_bytes(png(2))
+    first, second = list_images(str(tmp_path / "a.tar")).files
+    found = digests([second, str(tmp_path / "b.png"), first, second])
+    assert found == [hashlib.sha256(png(number)).hexdigest() for number in (1, 2, 0, 1)]
+    with pytest.raises(DataError, match=r"c\.png: cannot be read \(No such file"):
+        digests([str(tmp_path / "c.png")])
 
 
 def test_hidden_members_are_left_out(tmp_path: Path) -> None:
