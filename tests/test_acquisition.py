@@ -4,6 +4,7 @@ import inspect
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -631,3 +632,47 @@ def test_settings_reach_what_takes_them(monkeypatch: pytest.MonkeyPatch) -> None
     assert (first["neighbors"], first["min_dist"], first["dimension"]) == (7, 0.3, 3)
     two.fit_manifold(features)
     assert calls["fit"]["seed"] != first["seed"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "of"),
+    [
+        ("random", lambda query: query.patch_ids),
+        ("mc-entropy", lambda query: query.pool_scores),
+        ("meal-ft", lambda query: query.candidates[1]),
+    ],
+)
+def test_every_step_draws_anew(strategy: str, of: Callable[[Query], torch.Tensor], small: Small) -> None:
+    """One seed and the same patches labelled: what is drawn depends on the step."""
+    found = []
+    for step in (0, 1, 1):
+        ledger = Ledger.create(GRID, NAMES)
+        ledger.label([0], step)
+        found.append(of(ask(small, 8, strategy, ledger=ledger)))
+    assert torch.equal(found[1], found[2]) and not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("measure", ["entropy", "mc-entropy", "equal", "ensemble"])
+def test_pixels_that_do_not_count_count_in_no_measure(measure: str, small: Small) -> None:
+    valid = torch.zeros(32, 64, dtype=torch.bool)
+    valid[:, :32] = True
+    pool = ScoredPool(
+        ImageSet(IMAGES, reference), small, Ledger.create(GRID, NAMES), 4,
+        Settings(measure=measure, passes=2), members=[MEMBER], valid=valid,
+    )  # fmt: skip
+    scores = pool.scores().view(6, 2, 4)
+    assert bool((scores[..., :2] > 0).all()) and not bool(scores[..., 2:].any())
+
+
+def test_a_pool_is_passed_through_once_for_all_measures(small: Small) -> None:
+    """What a strategy says it needs is found in the first pass."""
+    done: list[int] = []
+    pool = ScoredPool(
+        ImageSet(IMAGES, reference), small, Ledger.create(GRID, NAMES), 4, Settings(measure="margin"),
+        advance=done.append, needs=("margin", "least-confidence", "classes", "boundary"),
+    )  # fmt: skip
+    for measure in ("entropy", "margin", "least-confidence"):
+        pool.uncertainty(measure)
+    pool.classes()
+    pool.boundary()
+    assert sum(done) == len(IMAGES)

@@ -37,3 +37,20 @@ def test_what_cannot_become_a_new_folder_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "full" / "empty")
     with pytest.raises(RunError, match="the working directory"):
         atomic.require_new(Path())
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, list[str]]] = []
+
+    def sync(path: Path) -> None:
+        done.append((path.relative_to(tmp_path).as_posix(), sorted(p.name for p in tmp_path.glob("[!.]*"))))
+
+    monkeypatch.setattr(atomic, "sync", sync)
+    with atomic.writing(tmp_path / "file") as aside:
+        aside.write_text("x")
+    with atomic.folder(tmp_path / "folder") as aside:
+        (aside / "in").mkdir()
+        (aside / "in" / "side").write_text("x")
+    assert done[:2] == [(".partial-file", []), (".", ["file"])]
+    before = [(f".partial-folder{part}", ["file"]) for part in ("/in", "/in/side", "")]
+    assert sorted(done[2:4]) == before[:2] and done[4:] == [before[2], (".", ["file", "folder"])]

@@ -336,3 +336,12 @@ def test_a_subsample_draws_all_rows_alike() -> None:
     counts = sum(torch.bincount(subsample(40, 10, seed), minlength=40) for seed in range(2_000))
     assert isinstance(counts, torch.Tensor)
     assert int(counts.min()) > 430 and int(counts.max()) < 570  # of 500 ± 19
+
+
+def test_a_manifold_that_holds_nan_is_named(tmp_path: Path) -> None:
+    for name in ("features", "embedding"):
+        fitted = Manifold.fit(torch.rand(12, 4, generator=torch.Generator().manual_seed(0)), seed=0)
+        getattr(fitted, name)[3, 0] = torch.nan
+        fitted.save(tmp_path / name)
+        with pytest.raises(RunError, match=f"{name}: holds NaN or infinite values"):
+            Manifold.load(tmp_path / name)

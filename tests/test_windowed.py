@@ -1,12 +1,15 @@
 """Sliding windows: local networks give what they give on the whole image, others the mean over windows."""
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import blocks, calibrated, settle
 from torch import nn
 
@@ -19,7 +22,7 @@ from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Builder, Network, Outpu
 from meal_gpu.ops import reference, select_for
 from meal_gpu.passes import ImageSet
 from meal_gpu.scoring import score_pool
-from meal_gpu.windowed import Windowed, windowed
+from meal_gpu.windowed import Windowed, _Axis, _Density, _offsets, windowed
 
 CPU = torch.device("cpu")
 
@@ -361,3 +364,55 @@ def test_windows_that_are_transposed_are_told(window: tuple[int, int]) -> None:
     pool = random_pool((128, 128))
     with pytest.raises(InputError, match=r"Sampling returns logits of .* a model that crops or transposes"):
         score_pool(pool, Windowed(adapt(Sampling(turned=True).eval()), window), Grid(2, 2, 128, 128))
+
+
+@torch.inference_mode()
+def test_a_window_is_dense_and_the_networks_own() -> None:
+    class InPlace(Local):
+        def forward(self, images: torch.Tensor) -> Output:
+            assert images.is_contiguous()
+            output = super().forward(images)
+            images.zero_()
+            return output
+
+    torch.manual_seed(0)
+    images = noise(64, 96)
+    kept = images.clone()
+    found = Windowed(InPlace(4, 16).eval(), (32, 48), 0.5)(images)
+    expected = Windowed(Local(4, 16).eval(), (32, 48), 0.5)(kept)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(images, kept)
+
+
+@given(
+    st.integers(1, 600),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.25, 0.5, 0.7, 0.9]),
+    st.sampled_from([1, 4, 16]),
+)
+def test_windows_overlap_as_asked(length: int, cells: int, overlap: float, stride: int) -> None:
+    window = stride * cells
+    axis = _Axis(length, window, cells, window, False, _Density(cells, window))
+    offsets = _offsets([axis], overlap)
+    assert offsets[0] == 0 and offsets[-1] == max(0, length - window)
+    gaps = [after - before for before, after in pairwise(offsets)]
+    assert all(0 < gap <= max(int(window * (1 - overlap)), axis.stride) for gap in gaps)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("corners", [False, True])
+def test_a_ramp_stays_a_ramp(corners: bool) -> None:
+    """Logits that grow with the column are, upsampled, where they were: with corners aligned or not."""
+    size, window = (96, 160), (96, 96)
+
+    class Ramp(Local):
+        """A quarter as fine; a node's logit is the column of its place in the image, which red tells."""
+
+        def forward(self, images: torch.Tensor) -> Output:
+            where = F.interpolate(images[:, :1], (24, 24), mode="bilinear", align_corners=self.align_corners)
+            return Output(where, where)
+
+    network = Ramp(4, 16, corners).eval()
+    columns = (torch.arange(160.0) + 0.5).expand(1, 3, 96, 160).contiguous()
+    logits = Windowed(network, window, 0.5)(columns).logits
+    found = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found[..., 8:-8], columns[:, :1, :, 8:-8], rtol=0, atol=0.05)

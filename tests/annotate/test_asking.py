@@ -603,3 +603,68 @@ def test_a_temperature_is_applied_and_kept_apart(ask: Ask, weights: tuple[Path, 
     again = ask("again", *options)
     assert min(item.score for item in hot.items) > max(item.score for item in plain.items)
     assert [item.score for item in plain.items] == [item.score for item in again.items]
+
+
+def test_what_is_known_of_a_frame_is_of_its_content_and_of_how_the_model_is_applied(
+    ask: Ask, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for file in sorted(frames.rglob("*.png"))[:3]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    valid = np.full((96, 192), 255, np.uint8)
+    valid[60:] = 0
+    Image.fromarray(valid).save(tmp_path / "valid.png")
+    count = iter(range(99))
+
+    def scored(*options: object) -> str:
+        capsys.readouterr()
+        given = ("-n", 2, "--strategy", "entropy", "--model", "shard_networks:foreign", *options)
+        ask(f"q{next(count)}", *given, images=folder)
+        return capsys.readouterr().out.split(" frames scored now")[0].rsplit(", ", 1)[1]
+
+    assert scored() == "3" and scored() == "0"
+    changed = sorted(folder.iterdir())[2]
+    with Image.open(changed) as image:
+        ImageOps.flip(image).save(changed)
+    assert scored() == "1"
+    for options in (
+        ("--precision", "bfloat16"), ("--ops", "reference"), ("--valid", tmp_path / "valid.png"),
+        ("--window", "64x96"), ("--window", "64x96", "--overlap", "0.5"), ("--temperature", 2.0),
+        ("--mean", "0,0,0"),
+    ):  # fmt: skip
+        assert (scored(*options), scored(*options)) == ("3", "0"), options
+    assert scored() == "0"
+
+
+def test_what_is_still_with_the_annotators_is_not_asked_again(ask: Ask, tmp_path: Path) -> None:
+    options = ("-n", 6, "--strategy", "entropy")
+    first, again = ask("a", *options), ask("b", *options)
+    assert again.items == first.items
+    second = ask("c", *options, "--exclude", tmp_path / "a")
+    third = ask("d", *options, "--exclude", tmp_path / "a", "--exclude", tmp_path / "c")
+    whole = ask("e", "-n", 18, "--strategy", "entropy")
+    asked_for = [*first.items, *second.items, *third.items]
+    assert [item.patch for item in asked_for] == [item.patch for item in whole.items]
+    assert [asked.step for asked in (first, second, third)] == [1, 2, 3]
+
+
+def test_masked_pixels_count_in_no_committee(ask: Ask, tmp_path: Path) -> None:
+    valid = np.full((96, 192), 255, np.uint8)
+    valid[60:] = 0  # half of the third row of patches
+    Image.fromarray(valid).save(tmp_path / "valid.png")
+    found = []
+    for name, options in (("plain", ()), ("masked", ("--valid", tmp_path / "valid.png"))):
+        given = ("-n", 96, "--strategy", "equal", "--model", "shard_networks:foreign", *options)
+        items = ask(name, *given, ledger=f"{name}.parquet").items
+        found.append({item.patch: (item.score, item.box.top) for item in items})
+    plain, masked = found
+    assert {top for patch, (score, top) in masked.items() if score != plain[patch][0]} == {48}
+
+
+def test_a_pool_keeps_its_working_size(ask: Ask) -> None:
+    options = ("-n", 1, "--strategy", "random")
+    ask("a", *options, "--size", "48x96")
+    ask("b", *options)  # left out: the pool's own
+    with pytest.raises(ConfigError, match=r"4×4 over 48×96 pixels, but 4×4 over 24×48 was asked for"):
+        ask("c", *options, "--size", "24x48")

@@ -113,3 +113,10 @@ def test_packing_only_reorders_and_opens_no_more_frames(frames: list[int], per_f
     for frame in set(frames):  # within a frame the order stays
         mine = [i for i in order.tolist() if frames[i] == frame]
         assert mine == sorted(mine)
+
+
+def test_what_costs_just_as_much_is_paid_for() -> None:
+    totals = CostModel(patch=0, frame=0).totals([item("a", 0.1, 36.0)] * 3)
+    assert totals.clicks[2] > 0.3  # by rounding
+    assert Budget(0.3, "clicks").cut(totals) == 3
+    assert Budget(0.03, "hours").cut(totals) == 3

@@ -434,3 +434,26 @@ def test_the_command_says_it_in_one_line(desk: Desk) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("meal-gpu: ") and done.stderr.count("\n") == 1
     assert "unknown class id 77" in done.stderr
+
+
+def test_masks_are_on_the_disk_before_the_ledger_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path)
+    desk.hand_in(0, GOOD)
+
+    def full(*_: object) -> None:
+        raise RunError("no room")
+
+    monkeypatch.setattr(LabelStore, "write", full)
+    with pytest.raises(RunError, match="no room"):
+        ingest(desk.query, desk.answers, desk.ledger)
+    assert Ledger.read(desk.ledger).labelled().tolist() == []
+
+
+def test_a_query_of_another_grid_is_refused(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    Ledger.create(Grid(4, 1, 24, 32), ["a.png", "b.png"]).write(desk.ledger)  # the same ids, other patches
+    desk.hand_in(0, GOOD)
+    with pytest.raises(DataError, match="another pool's query"):
+        ingest(desk.query, desk.answers, desk.ledger)

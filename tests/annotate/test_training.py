@@ -11,7 +11,7 @@ from PIL import Image
 
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.labels import LabelStore
-from meal_gpu.annotate.training import export
+from meal_gpu.annotate.training import _nnunet_labels, export
 from meal_gpu.cli import app
 from meal_gpu.data.folder import open_tree
 from meal_gpu.errors import ConfigError, DataError, RunError
@@ -293,3 +293,12 @@ def test_labels_of_before_that_say_no_file_are_taken(pool: Pool) -> None:
         assert pool.store.digest(patch) == ""
     Image.new("RGB", SIZE[::-1], (9, 0, 9)).save(pool.files["c.png"])
     assert pool.export("smp") == (2, 3)
+
+
+def test_nnunet_has_room_for_background_and_ignore() -> None:
+    names = tuple(f"c{k}" for k in range(255))
+    assert _nnunet_labels(names[:254])[1]["ignore"] == 255
+    assert _nnunet_labels(("background", *names[:254]))[1]["ignore"] == 255
+    for many in (names, ("background", *names)):
+        with pytest.raises(ConfigError, match="8-bit masks of nnU-Net hold at most"):
+            _nnunet_labels(many)

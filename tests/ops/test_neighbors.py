@@ -326,3 +326,14 @@ def test_a_gpu_repeats_itself() -> None:
     first, again = (nearest_neighbors(features, 15) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert torch.equal(first[0], nearest_neighbors(features, 15, dtype=torch.float32)[0])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_bound_counts_how_far_the_row_itself_was_moved(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbors, "SLACK", 1)
+    features = torch.cat([0.1 * sample(120, 3, seed) - 1, 0.1 * sample(120, 3, seed + 100) + 1])
+    for k in (2, 5, 9, 14):
+        found = nearest_neighbors(features, k, dtype=torch.bfloat16)[0]
+        assert torch.equal(found, brute_force(features, k)[0])

@@ -14,8 +14,9 @@ from meal_gpu.ledger import Ledger
 from meal_gpu.ops import reference
 from meal_gpu.passes import ImageSet
 from meal_gpu.pool import ScoredPool, Settings
-from meal_gpu.strategies import MEASURES, STRATEGIES, Pool, get, get_measure, needed, takes_members
+from meal_gpu.strategies import MEASURES, STRATEGIES, Pool, get, get_measure, needed, takes_members, typiclust
 from meal_gpu.strategies.base import highest
+from meal_gpu.strategies.geometry import k_means
 
 SEEDED = ("meal", "meal-ft", "meal-pca", "meal-raw", "meal-calibrated")
 
@@ -285,3 +286,30 @@ def test_the_pool_that_strategies_get_has_no_labels() -> None:
     # who is labelled is told, by ids; nothing else
     assert {name for name in protocol if "label" in name} == {"labelled", "unlabelled"}
     assert pool.labelled.dtype == pool.unlabelled.dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", ["meal", "meal-ft", "meal-pca", "meal-raw", "meal-calibrated", "suggestive"])
+def test_where_all_candidates_are_taken_their_scores_order_them(name: str) -> None:
+    pool = generic(20, n=6, limit=6)
+    selection = select(name, pool)
+    assert selection.patches.tolist() == pool.candidates().tolist()
+    assert selection.embedding is None and {*pool.asked} == {"entropy"}
+
+
+def test_where_all_patches_are_taken_nothing_is_clustered() -> None:
+    pool = generic(12, n=8, labelled=4)
+    assert chosen("kmeans", pool) == pool.unlabelled.tolist()
+    assert pool.asked == []
+
+
+def test_typiclust_has_no_more_clusters_than_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(points: torch.Tensor, k: int, draws: torch.Tensor) -> object:
+        made.append(k)
+        return k_means(points, k, draws)
+
+    monkeypatch.setattr(typiclust, "MOST_CLUSTERS", 5)
+    monkeypatch.setattr(typiclust, "k_means", counted)
+    assert len({*chosen("typiclust", generic(40, n=9, labelled=4))}) == 9
+    assert made == [5]
