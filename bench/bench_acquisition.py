@@ -44,7 +44,7 @@ class Timed(ScoredPool):
     def __init__(self, stages: Stages, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._stages = stages
-        self.ops = _TimedOps(self.ops, stages)  # type: ignore[assignment]
+        self.ops = _TimedOps(self.ops, stages)
         self._images.ops = self.ops
 
     def scores(self) -> torch.Tensor:
@@ -60,7 +60,7 @@ class Timed(ScoredPool):
         with self._stages("features"):
             return super().features(patches)
 
-    def manifold(self) -> Manifold:
+    def manifold(self) -> Manifold | None:
         with self._stages("fit"):
             return super().manifold()
 

@@ -36,10 +36,8 @@ def baal_entropy(logits: torch.Tensor, grid: Grid) -> torch.Tensor:
 
     p = full_size(logits, grid).softmax(dim=1)
     patches = p.unfold(2, grid.patch_height, grid.patch_height).unfold(3, grid.patch_width, grid.patch_width)
-    patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).cpu().numpy()
-    return torch.from_numpy(Entropy(reduction="mean").get_uncertainties(patches[..., None])).view(
-        len(logits), -1
-    )
+    array = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).cpu().numpy()[..., None]
+    return torch.from_numpy(Entropy(reduction="mean").get_uncertainties(array)).view(len(logits), -1)
 
 
 def full_size(logits: torch.Tensor, grid: Grid) -> torch.Tensor:

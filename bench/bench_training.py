@@ -57,7 +57,7 @@ def case(device: torch.device, architecture: str) -> Case:
                 logits = decoded[name]()
             optimiser.zero_grad(set_to_none=True)
             loss = cross_entropy(logits, only if name == WHOLE else truth, VOID)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             return loss.detach()
 

@@ -64,7 +64,7 @@ def measured(device: torch.device) -> Limits:
     on_gpu = device.type == "cuda"
     copy = _copy_rate((1 << 30) if on_gpu else (256 << 20), device)
     size = 8192 if on_gpu else 2048
-    matrix = {}
+    matrix: dict[str, float] = {}
     allowed = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # no TF32
     try:
@@ -75,7 +75,7 @@ def measured(device: torch.device) -> Limits:
                 matrix[name] = matrix["float32"]  # computed in float32 there
                 continue
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-            matrix[name] = 2 * size**3 / _best(lambda a=a, b=b: a @ b, device)  # type: ignore[misc]
+            matrix[name] = 2 * size**3 / _best(lambda a=a, b=b: a @ b, device)
     finally:
         torch.set_float32_matmul_precision(allowed)
     if on_gpu:

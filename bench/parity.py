@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for where in (torch.device("cpu"), device)
         )
         assert here.pool_scores is not None and there.pool_scores is not None
-        row = {
+        row: dict[str, Any] = {
             "case": "parity", "strategy": strategy, "patches": len(here.pool_scores),
             "score_difference": float((here.pool_scores - there.pool_scores).abs().max()),
             "same_chosen": len(set(here.patch_ids.tolist()) & set(there.patch_ids.tolist())),

@@ -21,7 +21,7 @@ from meal_gpu.images.headers import image_size
 from meal_gpu.images.loader import Loader
 from meal_gpu.inference import Graphed, autocast, default_precision, for_inference
 from meal_gpu.manifold import Manifold
-from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Output, Segmenter
+from meal_gpu.models import IMAGENET_MEAN, IMAGENET_STD, Segmenter
 from meal_gpu.ops.reference import normalise
 from meal_gpu.passes import default_batch
 from meal_gpu.scoring import pool_features
@@ -142,8 +142,8 @@ def by_dali(paths: Sequence[Path], device: torch.device) -> Iterator[torch.Tenso
 
 def eager(precision: str, compile: bool, model: Segmenter, device: torch.device) -> Network:
     """The trained network as it is, or compiled."""
-    whole: Callable[[torch.Tensor], Output] = model
-    encode: Callable[[torch.Tensor], torch.Tensor] = model.features
+    whole: Callable[..., Any] = model
+    encode: Callable[..., Any] = model.features
     if compile:
         torch.compiler.reset()
         mode = "reduce-overhead" if device.type == "cuda" else None
