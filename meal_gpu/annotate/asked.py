@@ -5,30 +5,25 @@ query.parquet       one row per patch, in order of choice: `Item`
 predictions/ID.png  predicted train ids of the patch, at the frame's own resolution
 """
 
-import io
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from PIL import Image
 
+from meal_gpu.annotate.pictures import Pixels, read_frame, read_mask, require_same
 from meal_gpu.data import palette
 from meal_gpu.data.dataset import VOID, Color
 from meal_gpu.errors import DataError, RunError
-from meal_gpu.images.content import contents, is_url
-from meal_gpu.images.headers import FORMATS, SUFFIXES, not_ids, upright
+from meal_gpu.images.content import digests
+from meal_gpu.images.headers import SUFFIXES
 from meal_gpu.ledger import Ledger
-
-Pixels = NDArray[np.uint8]
 
 PATCH_LABEL = "patch"
 """The label of the rectangle that shows an annotator which part of a crop is asked for; never a class."""
@@ -160,6 +155,12 @@ class Asked:
                     f"{self.path}: patch {item.patch} of {item.image} is not in {path}; another pool's query"
                 )
 
+    def require_unchanged(self) -> None:
+        """Raises DataError where a frame is missing, or no longer the file that was queried."""
+        known = {item.file: item.digest for item in self.items if item.digest}
+        for file, found in zip(known, digests(list(known)), strict=True):
+            require_same(file, found, known[file])
+
     @property
     def context(self) -> int:
         """Pixels around each patch that annotators see."""
@@ -273,66 +274,6 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def read_frame(file: str, size: tuple[int, int] | None, digest: str = "") -> Pixels:
-    """A frame, RGB uint8 [H, W, 3], turned as its EXIF orientation says.
-
-    Raises:
-        DataError: it is missing, damaged or, where they are given, of another size or SHA-256.
-    """
-    try:
-        content = contents([file])[0] if is_url(file) else Path(file).read_bytes()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            pixels = np.asarray(upright(image).convert("RGB"))
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such image file; it was there when it was queried") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not a readable image ({error}); replace the file") from error
-    if size is not None and pixels.shape[:2] != size:
-        raise DataError(
-            f"{file}: {pixels.shape[0]}×{pixels.shape[1]} pixels (height × width) found, "
-            f"{size[0]}×{size[1]} when it was queried; restore the file"
-        )
-    found = sha256(content).hexdigest()
-    if digest not in ("", found):
-        raise DataError(
-            f"{file}: no longer the file that was queried (SHA-256 {found[:12]}…, then {digest[:12]}…), so "
-            "that predictions may be of another picture; restore it, or make the query anew"
-        )
-    return pixels
-
-
-def read_mask(source: Path | BinaryIO, size: tuple[int, int] | None) -> Pixels:
-    """An 8-bit grey or palette PNG of train ids, uint8 [h, w], from a path or a binary file.
-
-    The header is looked at first, so that no pixels are decoded from a file of another size.
-
-    Raises:
-        DataError: it is missing, damaged, of another kind or, where `size` is given, of another size; the
-            caller says which file.
-    """
-    try:
-        stream = source.open("rb") if isinstance(source, Path) else nullcontext(source)
-        with stream as file:
-            head = file.read(26)
-            file.seek(0)
-            image = Image.open(file, formats=FORMATS)
-            if size is not None and (image.height, image.width) != size:
-                raise DataError(
-                    f"{image.height}×{image.width} pixels (height × width) found, "
-                    f"{size[0]}×{size[1]} expected"
-                )
-            other = not_ids(head) if image.format == "PNG" else f"a {image.mode} {image.format}"
-            if other is not None:
-                raise DataError(f"{other} found; masks are 8-bit grey or palette PNG files of ids")
-            return np.array(image, dtype=np.uint8)
-    except FileNotFoundError:
-        raise DataError("no such mask") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"truncated or damaged ({error})") from error
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a tool gave back for one crop: labels of the patch, or why there are none.
@@ -348,4 +289,4 @@ class Answer:
     problem: str | None = None
 
 
-__all__ = ["PATCH_LABEL", "VOID", "Answer", "Asked", "Box", "Item", "Pixels", "read_frame", "read_mask"]
+__all__ = ["PATCH_LABEL", "VOID", "Answer", "Asked", "Box", "Item", "Pixels"]

@@ -9,11 +9,12 @@ import torch
 
 from meal_gpu import atomic, lock, strategies
 from meal_gpu.acquisition import Query, describe, query
-from meal_gpu.annotate.asked import PATCH_LABEL, Asked, Box, Item, Pixels, read_mask
+from meal_gpu.annotate.asked import PATCH_LABEL, Asked, Box, Item
 from meal_gpu.annotate.budget import packed
 from meal_gpu.annotate.cost import Totals
 from meal_gpu.annotate.kept import Kept, Shards
 from meal_gpu.annotate.labels import LabelStore
+from meal_gpu.annotate.pictures import Pixels, read_mask
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.annotate.plot import coverage, plot
 from meal_gpu.annotate.pool import (

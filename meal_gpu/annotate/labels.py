@@ -16,7 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from meal_gpu import atomic
-from meal_gpu.annotate.asked import VOID, Pixels, read_mask
+from meal_gpu.annotate.asked import VOID
+from meal_gpu.annotate.pictures import Pixels, read_mask
 from meal_gpu.errors import ConfigError, DataError, RunError
 
 _PER_FOLDER = 1000

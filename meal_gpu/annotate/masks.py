@@ -5,7 +5,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from meal_gpu.annotate.asked import VOID, Answer, Asked, Item, Pixels, read_mask
+from meal_gpu.annotate.asked import VOID, Answer, Asked, Item
+from meal_gpu.annotate.pictures import Pixels, read_mask
 from meal_gpu.errors import DataError
 from meal_gpu.images.headers import SUFFIXES
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from meal_gpu import atomic, strategies
-from meal_gpu.annotate.asked import read_frame, read_mask
+from meal_gpu.annotate.pictures import read_frame, read_mask
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
 from meal_gpu.grid import Grid

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from meal_gpu import atomic, lock
-from meal_gpu.annotate.asked import VOID, Box, read_frame
+from meal_gpu.annotate.asked import VOID, Box
 from meal_gpu.annotate.labels import Info, LabelStore, classes_text
+from meal_gpu.annotate.pictures import read_frame
 from meal_gpu.data import palette
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid

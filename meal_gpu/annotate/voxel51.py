@@ -31,6 +31,7 @@ def samples(asked: Asked) -> list[Any]:
     Raises UnavailableError without FiftyOne; DataError for a prediction or frame that cannot be read here.
     """
     fo = _library()
+    asked.require_unchanged()
     rank = {item.name: i for i, item in enumerate(asked.items)}
     made = []
     for file, items in _by_file(asked.items).items():

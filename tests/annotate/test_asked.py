@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meal_gpu.annotate.asked import read_frame
+from meal_gpu.annotate.pictures import read_frame
 
 XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""

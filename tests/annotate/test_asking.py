@@ -410,6 +410,7 @@ def test_a_query_says_of_which_files_it_is(ask: Ask, frames: Path) -> None:
     asked = ask("query", "-n", 3, "--strategy", "random")
     for item in asked.items:
         assert item.digest == sha256(Path(item.file).read_bytes()).hexdigest()
+    asked.require_unchanged()
     replaced = Path(asked.items[0].file)
     with Image.open(replaced) as image:
         ImageOps.mirror(image).save(replaced, format=image.format)
@@ -418,6 +419,8 @@ def test_a_query_says_of_which_files_it_is(ask: Ask, frames: Path) -> None:
         match=rf"{replaced.name}: no longer .* \(SHA-256 \w{{12}}…, then {asked.items[0].digest[:12]}",
     ):
         list(asked.crops())
+    with pytest.raises(DataError, match=rf"{replaced.name}: no longer"):
+        asked.require_unchanged()
 
 
 def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 
 from meal_gpu import checkpoint
 from meal_gpu.annotate import formats
-from meal_gpu.annotate.asked import VOID, Asked, Item, read_mask
+from meal_gpu.annotate.asked import VOID, Asked, Item
 from meal_gpu.annotate.ingest import ingest
+from meal_gpu.annotate.pictures import read_mask
 from meal_gpu.cli import app
 from meal_gpu.data.folder import open_tree
 from meal_gpu.ledger import Ledger

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meal_gpu.annotate.asked import read_frame
+from meal_gpu.annotate.pictures import read_frame
 from meal_gpu.errors import DataError
 from meal_gpu.images import tars
 from meal_gpu.images.content import contents, digests, span
