@@ -124,10 +124,11 @@ class DeviceStopwatch:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self._device)
         cpu = _cpu_seconds()
-        self._flushed.zero_()
-        begin.record()
-        call()
-        end.record()
+        with torch.cuda.device(self._device):  # events are of its stream
+            self._flushed.zero_()
+            begin.record()
+            call()
+            end.record()
         torch.cuda.synchronize(self._device)
         return begin.elapsed_time(end) / 1000, _cpu_seconds() - cpu
 

@@ -54,7 +54,7 @@ def main() -> None:
         say(told(error))
         sys.exit(1)
     except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if _is_out_of_memory(error):
             what = " ".join(str(error).split())
             say(f"out of memory ({what}): lower size, and in a run cache_gib or pool_share")
             sys.exit(1)
@@ -65,6 +65,14 @@ def main() -> None:
         sys.exit(70)
     finally:
         settle()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from meal_gpu.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 @app.command()

@@ -18,8 +18,8 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 # Of torch's own errors and of the libraries under it; cuDNN tries its ways on, and forgets why each failed
 _EXHAUSTED = (
-    "out of memory", "ALLOC_FAILED", "can't allocate memory", "unable to find an engine to execute",
-    "CUDA allocation failed",
+    "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory",
+    "unable to find an engine to execute", "CUDA allocation failed", "Can't allocate ",
 )  # fmt: skip
 _Result = TypeVar("_Result")
 
@@ -62,7 +62,10 @@ def _cupy_free(pointer: int, device: int) -> None:
 
 
 def _rmm_allocate(device: int, size: int, stream: Any) -> int:
-    return _allocate(size, device, stream.__cuda_stream__()[1])
+    try:
+        return _allocate(size, device, stream.__cuda_stream__()[1])
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error  # the one error that RMM knows the meaning of
 
 
 def _rmm_free(pointer: int, size: int, stream: Any) -> None:

@@ -92,7 +92,8 @@ class ScoredPool:
     not applied either. What `scored`, by entropy, holds is not computed. `needs` is what a pass over the pool
     finds besides scores; `members` are the ensemble's; of images only the pixels in `valid` [H, W] bool
     count. Where the images live on the device nothing here waits for it but `require_finite`, at the end and
-    before Φ is fitted, the capture of a CUDA graph, once for a pass, and an ensemble, to compare encoders.
+    before Φ is fitted, the capture of a CUDA graph, once for a pass, a look at the first logits of an adapted
+    network, and an ensemble, to compare encoders.
     """
 
     def __init__(

@@ -173,8 +173,8 @@ def test_values_are_looked_at_once() -> None:
     """On a GPU the host waits for them."""
     kinds = iter([lambda logits: logits, *[lambda logits: logits.softmax(dim=1)] * 2])
     adapter = adapt(Plain(lambda logits: next(kinds)(logits)))
-    for _ in range(3):
-        adapter(images((32, 32)))
+    for network in (adapter, adapter, copy.deepcopy(adapter)):  # as for inference
+        network(images((32, 32)))
 
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])

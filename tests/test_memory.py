@@ -186,6 +186,19 @@ def test_torch_serves_cupy_and_rmm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vendors.calls[-1] == ("resource", 0)
 
 
+def test_rmm_is_told_in_its_own_words_that_memory_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    vendors = Vendors(monkeypatch, installed=("rmm",))
+    memory.share_allocator()
+    allocate, _ = vendors.resource
+
+    def full(*_: int) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", full)
+    with pytest.raises(MemoryError, match="CUDA out of memory"):
+        allocate(200, SimpleNamespace(__cuda_stream__=lambda: (0, 13)))
+
+
 @pytest.mark.parametrize("installed", [(), ("cupy",), ("rmm",)])
 def test_each_library_may_be_absent(installed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     vendors = Vendors(monkeypatch, installed=installed)

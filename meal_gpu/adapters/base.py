@@ -18,6 +18,15 @@ class _Stop(BaseException):
     """Ends a forward pass at the layer; no `except Exception` on the way may stop it."""
 
 
+class _Look:
+    """Whether the values of a network's logits were looked at: its copies for inference share that."""
+
+    done = False
+
+    def __deepcopy__(self, _: object) -> "_Look":
+        return self
+
+
 class Adapter(nn.Module):
     """Any module; its subclasses know a family. Features are seen by a hook that lives for one call."""
 
@@ -28,7 +37,7 @@ class Adapter(nn.Module):
         self.model = model
         self.mean = mean
         self.std = std
-        self._looked = False  # at the values of its logits
+        self._values = _Look()
         self._unread: str | None = None  # why the default layer gives no features
         self._default = self._default_layer()
         self._layer = self._default if layer is None else layer
@@ -69,8 +78,8 @@ class Adapter(nn.Module):
 
     def _seen_first(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits, of which the values of the first batch are looked at, and of no other: the host waits."""
-        if not self._looked and logits.numel():
-            self._looked = True
+        if not self._values.done and logits.numel():
+            self._values.done = True
             if _are_probabilities(logits):
                 raise InputError(
                     f"{type(self.model).__name__} returns probabilities, from 0 to 1 and of a sum of 1 over "

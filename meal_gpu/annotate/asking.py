@@ -140,10 +140,11 @@ def _ask(
     valid, invalid = validity(plan.valid, ledger.grid, native, len(listing.names))
     excluded, step = _excluded(plan.exclude, ledger, ledger_path, invalid)
     wanted(plan, ledger, excluded)  # mistakes are said before anything slow
+    ops = select_for(device, plan.ops)
     work = Pass(
         ledger.grid, native, columns_of(plan.features == SHARED, needs),
         default_precision(device) if plan.precision == "auto" else plan.precision,
-        select_for(device, plan.ops).name, temperature,
+        ops.name, temperature,
         None if plan.classes is None else len(plan.classes), valid,
     )  # fmt: skip
     described = (
@@ -156,7 +157,7 @@ def _ask(
     key = fingerprint(model, *fingerprinted)
     space = described if plan.manifold_limit == LIMIT else (*described, plan.manifold_limit)
     kept = Kept(ledger_path, feature_space(model, space))
-    manifold = kept.manifold() if begun and not plan.refit else None
+    manifold = kept.manifold(device, ops) if begun and not plan.refit else None
     shards = Shards(plan.cache or str(kept.folder), key)
     scored, fresh, failed = scored_pool(
         work,

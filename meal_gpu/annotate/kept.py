@@ -24,6 +24,7 @@ from meal_gpu.errors import RunError
 from meal_gpu.images.content import filesystem, is_url
 from meal_gpu.images.listing import Listing
 from meal_gpu.manifold import Manifold
+from meal_gpu.ops import Ops
 
 Tensors = dict[str, torch.Tensor]
 _AT_ONCE = 16  # files that are read together
@@ -40,9 +41,11 @@ class Kept:
         self.folder = ledger.with_suffix(".cache")
         self._manifold = self.folder / f"manifold-{space[:16]}.safetensors"
 
-    def manifold(self) -> Manifold | None:
-        """Φ, where an earlier query of this pool fitted it to features of this space."""
-        return Manifold.load(self._manifold) if self._manifold.is_file() else None
+    def manifold(self, device: torch.device, ops: Ops) -> Manifold | None:
+        """Φ, where an earlier query fitted it to features of this space: for `ops`, on `device`."""
+        if not self._manifold.is_file():
+            return None
+        return Manifold.load(self._manifold, device=device, ops=ops)
 
     def write_manifold(self, manifold: Manifold) -> None:
         """Raises RunError where it cannot be written."""

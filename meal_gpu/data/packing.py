@@ -31,7 +31,7 @@ _VERSION = 1
 
 
 def pack(dataset: Dataset, out: str | Path, *, progress: Progress | None = None) -> Path:
-    """Write `dataset` as a pack; `open_dataset(dataset.name, out)` then gives the same pixels.
+    """Write `dataset` as a pack; `open_dataset(dataset.name, out)` then gives the pixels that a CPU decodes.
 
     The folder appears complete or not at all.
 

@@ -27,8 +27,6 @@ class Collected:
         self._here = same_device(images.device, device)
         self.size = images.size
         self.device = device
-        if not self._here:
-            pin(self._pixels, self, device)
 
     @property
     def resident(self) -> torch.Tensor | None:
@@ -57,6 +55,8 @@ class Collected:
         numbers = torch.unique(numbers)
         self._missing -= int((~self._has[numbers]).sum())
         self._has[numbers] = True
+        if not self._missing and not self._here:  # not before: locked memory is taken at once
+            pin(self._pixels, self, self.device)
 
     def _rows(self, numbers: torch.Tensor) -> slice | torch.Tensor:
         """Numbers that follow each other are a view, whose memory is page-locked where that of all is."""

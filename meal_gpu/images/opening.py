@@ -46,9 +46,10 @@ def open_images(
         images = require_images(given)
         names = tuple(str(index) for index in range(len(images)))
         if same_device(images.device, device):
-            return Resident(images), names
+            # The kernels want rows in their order; on a CPU a pool may be a mapped file
+            return Resident(images.contiguous() if images.is_cuda else images), names
         if images.nbytes <= share * free_bytes(device):
-            return Resident(images.to(device)), names
+            return Resident(images.to(device, memory_format=torch.contiguous_format)), names
         return Hosted(images, device), names
     if isinstance(given, str | Path):
         paths, names = _folder(expanded(given))
@@ -112,7 +113,7 @@ def open_files(
         if progress:
             progress(len(paths))
         return Streamed(paths, size, device)
-    images = decoded(paths, size, place, progress)
+    images = decoded(paths, size, place, progress, decoder=device)
     return Resident(images) if place == device else Hosted(images, device, locked=True)
 
 
@@ -129,7 +130,7 @@ def open_listing(
     if any(is_url(file) for file in listing.files):
         return _collected(Remote(listing.files, size, device).at, device, share)
     paths = [Path(file) for file in listing.files]
-    return _collected(lambda place: Streamed(paths, size, place), device, share)
+    return _collected(Streamed(paths, size, device).at, device, share)
 
 
 def _collected(images: Callable[[torch.device], Images], device: torch.device, share: float) -> Images:
@@ -151,20 +152,24 @@ def _room(count: int, size: Size, device: torch.device, share: float) -> torch.d
 
 
 def decoded(
-    paths: Sequence[Path], size: Size, device: torch.device, progress: Progress | None
-) -> torch.Tensor:
-    """All files, uint8 [N, H, W, 3] on `device`."""
+    paths: Sequence[Path], size: Size, device: torch.device, progress: Progress | None,
+    decoder: torch.device | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """All files, uint8 [N, H, W, 3] on `device`, where `decoder` names no other to decode on."""
     images = torch.empty((len(paths), *size, 3), dtype=torch.uint8, device=device)
-    fill(images, paths, progress)
+    fill(images, paths, progress, decoder)
     return images
 
 
-def fill(out: torch.Tensor, paths: Sequence[Path], progress: Progress | None = None) -> None:
-    """Decode the files into `out` [N, H, W, 3] uint8, on its device."""
+def fill(
+    out: torch.Tensor, paths: Sequence[Path], progress: Progress | None = None,
+    decoder: torch.device | None = None,
+) -> None:  # fmt: skip
+    """Decode the files into `out` [N, H, W, 3] uint8, on its device, or on that of the `decoder`."""
     if not paths:
         return
     start = 0
-    for batch in Loader(paths, (int(out.shape[1]), int(out.shape[2])), device=out.device):
+    for batch in Loader(paths, (int(out.shape[1]), int(out.shape[2])), device=decoder or out.device):
         out[start : start + len(batch)].copy_(batch)
         start += len(batch)
         if progress:

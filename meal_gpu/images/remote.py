@@ -1,5 +1,6 @@
 """Images behind URLs: fetched many at once, a chunk ahead of the decoder, and never all of them."""
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ class Remote:
     Args:
         files: URLs, or paths of local files, all of one native size.
         size: working (height, width); files of another size are resized. None: that of the first file.
-        device: where batches arrive.
+        device: where they are decoded, and batches arrive.
         chunk: files fetched together, at least.
 
     Raises:
@@ -45,7 +46,7 @@ class Remote:
             raise DataError("no images to load")
         self._files = tuple(files)
         self._chunk = chunk
-        self.device = device
+        self.device = self._decoder = device
         with tempfile.TemporaryDirectory(prefix="meal-gpu-") as folder:
             part = _fetched(self._files[:1], Path(folder))
             try:
@@ -58,9 +59,9 @@ class Remote:
         return len(self._files)
 
     def at(self, device: torch.device) -> "Remote":
-        """The same images for another device; nothing is fetched."""
-        other = object.__new__(Remote)
-        other.__dict__.update(self.__dict__, device=device)
+        """The same images, decoded where they were, for another device; nothing is fetched."""
+        other = copy.copy(self)
+        other.device = device
         return other
 
     def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
@@ -83,7 +84,7 @@ class Remote:
 
     def _decoded(self, part: "_Fetched", batch_size: int) -> Iterator[torch.Tensor]:
         together = min(at_once(batch_size), len(part.paths))
-        loader = Loader(part.paths, self.size, device=self.device, batch_size=together, native=self.native)
+        loader = Loader(part.paths, self.size, device=self._decoder, batch_size=together, native=self.native)
         decoded = iter(loader)
         while True:
             try:
@@ -92,7 +93,7 @@ class Remote:
                 raise part.named(error) from error
             if images is None:
                 return
-            yield from torch.split(images, batch_size)
+            yield from torch.split(images.to(self.device), batch_size)
 
 
 class _Fetched:

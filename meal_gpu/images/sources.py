@@ -1,8 +1,10 @@
 """Where the images of a pool live: on the device, in host memory, or in files that each pass decodes anew.
 
-Whatever the place, a pass sees the same pixels in the same batches, so that results are the same bits.
+Whatever the place, a pass sees the same pixels in the same batches, so that results are the same bits: the
+device that computes decodes, also what is then kept in host memory.
 """
 
+import copy
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -122,13 +124,13 @@ def _unpin(runtime: Any, place: int, device: torch.device) -> None:
 def copied(parts: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
     """Move each part to `device`, one ahead of the caller, on a stream of its own."""
     if device.type == "cpu":
-        yield from parts
+        yield from (part.to(device) for part in parts)
         return
     copying = _copying(number(device))
     ahead: tuple[torch.Tensor, torch.cuda.Event] | None = None
     for part in parts:
         with torch.cuda.stream(copying):
-            copied = part.to(device, non_blocking=True)
+            copied = part.to(device, non_blocking=True, memory_format=torch.contiguous_format)
             done = copying.record_event()
         if ahead is not None:
             yield _arrived(*ahead)
@@ -161,7 +163,7 @@ class Streamed:
     Args:
         paths: the files, all of one native size.
         size: working (height, width); files of another size are resized. None: that of the first file.
-        device: where batches arrive.
+        device: where they are decoded, and batches arrive.
     """
 
     resident: torch.Tensor | None = None
@@ -170,6 +172,7 @@ class Streamed:
         if not paths:
             raise DataError("no images to load")
         self._paths = tuple(paths)
+        self._decoder = device
         self.native = image_size(self._paths[0])
         self.size = size or self.native
         self.device = device
@@ -177,11 +180,17 @@ class Streamed:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def at(self, device: torch.device) -> "Streamed":
+        """The same images, decoded where they were, for another device: a GPU's pixels are its own."""
+        other = copy.copy(self)
+        other.device = device
+        return other
+
     def batches(self, batch_size: int, of: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         paths = self._paths if of is None else [self._paths[number] for number in of.tolist()]
         together = min(at_once(batch_size), len(paths))
-        loader = Loader(paths, self.size, device=self.device, batch_size=together, native=self.native)
-        return (batch for decoded in loader for batch in torch.split(decoded, batch_size))
+        loader = Loader(paths, self.size, device=self._decoder, batch_size=together, native=self.native)
+        return (batch for decoded in loader for batch in torch.split(decoded.to(self.device), batch_size))
 
 
 class Part:

@@ -22,6 +22,8 @@ name = "reference"
 BAND_BYTES = 4 << 20
 # Distances alive at a time, of all points to all that are labelled
 PAIR_BYTES = 32 << 20
+# Weights that are added in a row
+SCANNED = 1024
 
 
 def _upsampled_bands(
@@ -252,7 +254,7 @@ def kmeans_plusplus(
         # All weights equal: before any centre is known, and once every free point coincides with one
         weights = nearest.where(free, 0.0)
         degenerate = ~((weights.sum() > 0) & weights.sum().isfinite())
-        cumulative = torch.where(degenerate, free.double(), weights).cumsum(0)
+        cumulative = prefix_sums(torch.where(degenerate, free.double(), weights))
         rows = torch.searchsorted(cumulative, draws * cumulative[-1], right=True)
         # u·total may round up to the total itself: stay on the last row that has weight
         rows.clamp_(max=torch.searchsorted(cumulative, cumulative[-1]))
@@ -262,6 +264,23 @@ def kmeans_plusplus(
         free[row] = False
         picks[place] = row[0]
     return picks
+
+
+def prefix_sums(weights: torch.Tensor) -> torch.Tensor:
+    """[M] >= 0 -> [M], the sum up to each, the same in every run; what is drawn by them has a weight."""
+    return weights.cumsum(0) if weights.device.type == "cpu" else sums_in_rows(weights)
+
+
+def sums_in_rows(weights: torch.Tensor) -> torch.Tensor:
+    """`prefix_sums` for a GPU, where torch adds one row in an order that changes, and several in a fixed one.
+
+    It adds in a tree, where a weight of 0 might raise the sum by a last digit.
+    """
+    rows = F.pad(weights, (0, -len(weights) % SCANNED + SCANNED)).view(-1, SCANNED).cumsum(1)
+    totals = rows[:, -1]
+    before = F.pad(torch.stack([totals, totals]).cumsum(1)[0], (1, -1))
+    sums = (before[:, None] + rows).flatten()[: len(weights)]
+    return sums.where(weights > 0, 0.0).cummax(0).values
 
 
 def _squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:

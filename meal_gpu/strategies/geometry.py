@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from meal_gpu.ops.reference import prefix_sums
+
 # Elements of a temporary at a time: 64 MiB of float32 on a GPU, and what the caches of a CPU hold
 CHUNK = {"cuda": 1 << 24, "cpu": 1 << 20}
 
@@ -81,7 +83,7 @@ def d2_sampling(
     for draw in uniforms.to(first.device, non_blocking=True):
         weights = weights * free
         # Where all free rows coincide with a chosen one, any of them
-        cumulative = torch.where(weights.sum() > 0, weights, free).cumsum(0)
+        cumulative = prefix_sums(torch.where(weights.sum() > 0, weights, free))
         row = torch.searchsorted(cumulative, (draw * cumulative[-1])[None], right=True)
         # Squares that overflowed make the total infinite: stay on the first of them
         row = torch.minimum(row, torch.searchsorted(cumulative, cumulative[-1:]))

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from networks import settle
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
-from meal_gpu import lock, models, strategies
+from meal_gpu import lock, models, ops, strategies
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.formats import export
 from meal_gpu.annotate.labels import LabelStore
@@ -25,6 +26,7 @@ from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, Ru
 from meal_gpu.grid import Grid
 from meal_gpu.images.loader import Loader
 from meal_gpu.ledger import Ledger
+from meal_gpu.manifold import Manifold
 
 Ask = Callable[..., Asked]
 
@@ -510,6 +512,22 @@ def test_the_manifold_follows_a_pool_that_grows_when_it_is_asked_to(
     (tmp_path / "pool.parquet").unlink()
     (folder / files[0].name).unlink()
     assert grown != kept("f") == kept("g", ledger="other.parquet")
+
+
+def test_a_kept_manifold_goes_on_where_and_how_it_was_fitted(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    load = Manifold.load
+
+    def noted(path: Path, **how: Any) -> Manifold:
+        given.append(how)
+        return load(path, **how)
+
+    monkeypatch.setattr(Manifold, "load", noted)
+    for name in ("a", "b"):
+        ask(name, "-n", 3, "--ops", "reference")
+    assert given == [{"device": torch.device("cpu"), "ops": ops.select("reference")}]
 
 
 def test_the_classes_are_the_models_whatever_it_predicts(ask: Ask) -> None:

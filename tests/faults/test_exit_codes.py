@@ -48,8 +48,12 @@ def outcome(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
             f"meal-gpu: out of memory (CUDA out of memory. Tried 2 GiB): {LOWER}\n",
             marks=fault("resource", "out of device memory elsewhere", "one line, exit code 1"),
         ),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            f"meal-gpu: out of memory (cuDNN error: CUDNN_STATUS_ALLOC_FAILED): {LOWER}\n",
+        ),
     ],
-    ids=["ours", "the system's", "host memory", "device memory"],
+    ids=["ours", "the system's", "host memory", "device memory", "of a library"],
 )  # fmt: skip
 def test_what_a_user_can_mend_is_one_line(
     error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

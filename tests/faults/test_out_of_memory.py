@@ -308,7 +308,7 @@ def test_dali_asks_once_more_when_what_torch_kept_is_free(
     def full(self: Loader, pipeline: Any, start: int, stream: None) -> Any:
         ran.append(start)
         if 2 <= len(ran) < 2 + times:
-            raise RuntimeError("CUDA allocation failed")
+            raise RuntimeError("Can't allocate 6291456 bytes on device 0.")
         return run(self, pipeline, start, stream)
 
     monkeypatch.setattr(Loader, "_run", full)
@@ -352,6 +352,8 @@ def test_nothing_holds_the_tensors_of_the_failed_attempt() -> None:
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
         (RuntimeError("Error in the pipeline: CUDA allocation failed"), True),
+        (RuntimeError("Error in MIXED operator: Can't allocate 6291456 bytes on device 0."), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("a model is out of memory of its own"), False),

@@ -19,6 +19,7 @@ from meal_gpu.errors import DataError, InputError
 from meal_gpu.images import opening, remote
 from meal_gpu.images.collected import Collected
 from meal_gpu.images.listing import Listing, list_images
+from meal_gpu.images.loader import Loader
 from meal_gpu.images.opening import open_files, open_listing
 from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Hosted, Part, Resident, Streamed
@@ -164,6 +165,7 @@ def test_a_listing_that_fits_the_host_only(pool: Listing, monkeypatch: pytest.Mo
     monkeypatch.setattr(opening, "free_bytes", lambda device: 2**40 if device == CPU else 0)
     monkeypatch.setattr("meal_gpu.images.collected.pin", lambda *_: None)
     monkeypatch.setattr("meal_gpu.images.collected.copied", lambda parts, device: parts)
+    monkeypatch.setattr(remote, "Loader", lambda *files, device, **how: Loader(*files, **how))
     images = open_listing(pool, torch.device("cuda"))
     assert isinstance(images, Collected)
     assert images.device.type == "cuda"

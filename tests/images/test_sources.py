@@ -1,7 +1,7 @@
 """One pool in every place: same pixels, same batches, nothing fetched twice."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +17,10 @@ from meal_gpu.errors import DataError, InputError
 from meal_gpu.grid import Grid
 from meal_gpu.images import opening
 from meal_gpu.images.collected import Collected
+from meal_gpu.images.listing import Listing
 from meal_gpu.images.loader import Loader
-from meal_gpu.images.opening import open_files, open_images
+from meal_gpu.images.opening import open_files, open_images, open_listing
+from meal_gpu.images.remote import Remote
 from meal_gpu.images.sources import Drawn, Hosted, Images, Resident, Streamed, windows
 
 SIZE = (24, 40)
@@ -304,6 +306,10 @@ def test_page_locked_memory_is_unlocked_before_it_is_freed(
     """And a refusal is nobody else's error."""
     gpu = torch.device("cuda")
     source = Hosted(pixels, gpu, locked=True) if kind == "hosted" else Collected(Resident(pixels), gpu)
+    if isinstance(source, Collected):
+        for numbers in (torch.arange(4, COUNT), torch.arange(COUNT)):
+            assert not runtime.calls, "locked memory is taken at once, whatever will be asked for"
+            list(source._parts(3, numbers))
     memory = source._images if isinstance(source, Hosted) else source._pixels
     locked: list[tuple[object, ...]] = [("register", memory.data_ptr(), pixels.nbytes, 0)]
     assert runtime.calls == locked and not runtime.pending
@@ -319,6 +325,63 @@ def test_memory_of_others_is_not_page_locked(pixels: torch.Tensor, runtime: Runt
     Hosted(pixels, torch.device("cuda"))
     Collected(Resident(pixels), CPU)
     assert not runtime.calls
+
+
+@pytest.mark.parametrize("place", ["device", "host", "files"])
+def test_the_device_that_computes_decodes(
+    place: str, folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the pixels are kept: those of a GPU's decoder differ from a CPU's."""
+    decoders: list[torch.device] = []
+
+    def loader(paths: Sequence[Path], size: object, *, device: torch.device, **_: object) -> Loader:
+        decoders.append(device)
+        return Loader(paths, SIZE)
+
+    gpu = torch.device("meta")
+    kept = {"device": gpu, "host": CPU, "files": None}[place]
+    monkeypatch.setattr(opening, "_room", lambda *_: kept)
+    for module in ("opening", "sources", "remote"):
+        monkeypatch.setattr(f"meal_gpu.images.{module}.Loader", loader)
+    monkeypatch.setattr("meal_gpu.images.sources.pin", lambda *_: None)
+    paths = sorted(folder.rglob("*.png"))
+    sources = [open_files(paths, gpu)]
+    for files in (paths, [path.as_uri() for path in paths]):
+        listing = Listing(tuple(map(str, range(COUNT))), tuple(map(str, files)), ("",) * COUNT)
+        sources.append(open_listing(listing, gpu))
+    for source in sources:
+        inner = source._images if isinstance(source, Collected) else source
+        if isinstance(inner, Streamed | Remote):
+            (first, *_) = inner.batches(4)
+            assert first.device == (kept or gpu)
+    assert decoders == [gpu] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kept", [torch.device("cuda"), CPU, None])
+def test_pixels_are_the_same_bits_wherever_they_are_kept(
+    kept: torch.device | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda")
+    paths = [tmp_path / f"{number}.jpg" for number in range(5)]
+    for number, path in enumerate(paths):
+        Image.fromarray(random_image(SIZE, number)).save(path, quality=90)
+    expected = torch.cat(list(Streamed(paths, (18, 30), gpu).batches(2)))
+    monkeypatch.setattr(opening, "_room", lambda *_: kept)
+    listing = Listing(tuple(path.name for path in paths), tuple(map(str, paths)), ("",) * 5)
+    for source in (open_files(paths, gpu, size=(18, 30)), open_listing(listing, gpu, size=(18, 30))):
+        for _ in range(2):
+            assert torch.equal(torch.cat([batch.clone() for batch in source.batches(2)]), expected)
+
+
+@pytest.mark.gpu
+def test_images_in_another_order_of_memory_are_put_in_theirs(pixels: torch.Tensor) -> None:
+    turned = pixels.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    for images, share in ((turned, 0.5), (turned, 0.0), (turned.cuda(), 0.5)):
+        source, _ = open_images(images, torch.device("cuda"), share=share)
+        for batch in source.batches(4):
+            assert batch.is_cuda and batch.is_contiguous()
+        assert torch.equal(torch.cat([batch.clone() for batch in source.batches(4)]).cpu(), pixels)
 
 
 @pytest.mark.gpu

@@ -281,3 +281,31 @@ def test_wrong_input_is_named(
     with pytest.raises(InputError) as error:
         kmeans_plusplus(points, n, **arguments)
     assert all(part in str(error.value) for part in told)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5 * reference.SCANNED), st.floats(0, 1))
+def test_sums_in_rows_are_prefix_sums_that_draw_nothing_without_a_weight(
+    seed: int, count: int, share: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(count, generator=generator, dtype=torch.float64) * 10.0 ** (seed % 7)
+    weights[torch.rand(count, generator=generator) < share] = 0
+    sums = reference.sums_in_rows(weights)
+    torch.testing.assert_close(sums, weights.cumsum(0), rtol=1e-12, atol=0)
+    before = torch.nn.functional.pad(sums, (1, -1))
+    assert bool((sums[weights == 0] == before[weights == 0]).all()) and bool((sums >= before).all())
+
+
+def test_sums_in_rows_reach_infinity_where_the_weights_do() -> None:
+    weights = torch.ones(3 * reference.SCANNED, dtype=torch.float64)
+    weights[reference.SCANNED + 5] = torch.inf
+    sums = reference.sums_in_rows(weights)
+    assert torch.equal(sums.isinf(), weights.cumsum(0).isinf()) and not bool(sums.isnan().any())
+
+
+@pytest.mark.gpu
+def test_a_gpu_adds_alike_every_time() -> None:
+    weights = torch.rand(300_000, dtype=torch.float64, device="cuda")
+    first, *others = (reference.prefix_sums(weights) for _ in range(5))
+    assert all(torch.equal(first, other) for other in others)
+    torch.testing.assert_close(first, weights.cumsum(0), rtol=1e-12, atol=0)
