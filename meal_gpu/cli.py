@@ -18,7 +18,7 @@ import typer
 from meal_gpu import commands, options, research
 from meal_gpu.cache import expanded
 from meal_gpu.errors import ConfigError, MealGpuError, UnavailableError
-from meal_gpu.saying import say, settle, told
+from meal_gpu.saying import out_of_memory, say, settle, told
 
 if TYPE_CHECKING:
     from meal_gpu.config import Config
@@ -54,7 +54,7 @@ def main() -> None:
         say(told(error))
         sys.exit(1)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if out_of_memory(error):
             what = " ".join(str(error).split())
             say(f"out of memory ({what}): lower size, and in a run cache_gib or pool_share")
             sys.exit(1)
@@ -65,14 +65,6 @@ def main() -> None:
         sys.exit(70)
     finally:
         settle()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from meal_gpu.memory import is_out_of_memory
-
-    return is_out_of_memory(error)
 
 
 @app.command()

@@ -35,3 +35,12 @@ def settle() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory is used up, the host's or a GPU's; torch is not imported to find out."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from meal_gpu.memory import is_out_of_memory
+
+    return is_out_of_memory(error)

@@ -6,9 +6,10 @@ predictions/ID.png  predicted train ids of the patch, at the frame's own resolut
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ PATCH_LABEL = "patch"
 """The label of the rectangle that shows an annotator which part of a crop is asked for; never a class."""
 
 _FORMAT = "meal_gpu.query/1"
+_BOX = re.compile(r"__l[0-9]+_t[0-9]+_r[0-9]+_b[0-9]+$")
 
 
 class Box(NamedTuple):
@@ -88,12 +90,7 @@ class Item:
     @property
     def name(self) -> str:
         """Of the crop, without suffix: frame and box, such as `seq1/0042__l120_t90_r240_b180`."""
-        # A manifest may call frames by absolute paths or URLs: the name must stay below a folder
-        plain = PurePosixPath(self.image.split("://")[-1])
-        if plain.suffix.lower() in SUFFIXES:
-            plain = plain.with_suffix("")
-        stem = "/".join(part for part in plain.parts if part not in ("/", ".."))
-        return f"{stem}__l{self.box.left}_t{self.box.top}_r{self.box.right}_b{self.box.bottom}"
+        return f"{stem(self.image)}__l{self.box.left}_t{self.box.top}_r{self.box.right}_b{self.box.bottom}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +106,7 @@ class Asked:
         grid: rows and columns of patches.
         items: in order of choice; the first k are the query of k patches where the strategy is nested.
         notes: what else the query says of itself; plain JSON.
+        pool: the stems of all frames of the ledger, where it is at hand.
     """
 
     path: Path
@@ -120,6 +118,15 @@ class Asked:
     grid: tuple[int, int]
     items: tuple[Item, ...]
     notes: dict[str, Any]
+    pool: frozenset[str] = frozenset()
+
+    def within(self, ledger: Ledger) -> "Asked":
+        """With the frames of the ledger as `pool`."""
+        return replace(self, pool=frozenset(composed(stem(name)) for name in ledger.names))
+
+    def of_another(self, name: str) -> bool:
+        """Whether `name` is that of a crop of a frame of the pool that is not asked for here."""
+        return name not in self.by_name and composed(_BOX.sub("", name)) in self.pool
 
     @cached_property
     def by_name(self) -> dict[str, Item]:
@@ -251,6 +258,14 @@ class Asked:
             ) from None
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: not a query folder of meal-gpu: {error!r}") from error
+
+
+def stem(image: str) -> str:
+    """A frame's name without suffix; below a folder, as a manifest may call frames by paths or URLs."""
+    plain = PurePosixPath(image.split("://")[-1])
+    if plain.suffix.lower() in SUFFIXES:
+        plain = plain.with_suffix("")
+    return "/".join(part for part in plain.parts if part not in ("/", ".."))
 
 
 def composed(name: str) -> str:

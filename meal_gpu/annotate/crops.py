@@ -70,7 +70,8 @@ def matching(file_name: str, asked: Asked) -> str:
     for candidate in (*names, *uploaded):
         parts = candidate.split("/")
         for first in range(max(0, len(parts) - _DEPTH), len(parts)):
-            if (name := asked.spelled("/".join(parts[first:]))) in asked.by_name:
+            name = asked.spelled("/".join(parts[first:]))
+            if name in asked.by_name or asked.of_another(name):
                 return name
     flat = [name for name in names if name.rpartition("/")[0].rsplit("/", 1)[-1] in ("", "images")]
     for candidate in (*flat, *uploaded):

@@ -80,6 +80,7 @@ def ingest(
         raise RunError(f"{ledger_path}: no such ledger; pass the --ledger that the query was made with")
     with lock.of_ledger(ledger_path):
         ledger = Ledger.read(ledger_path)
+        asked = asked.within(ledger)
         found = list(read(asked, answers, form=form))
         return accept(
             found, asked, ledger, ledger_path, partial=partial, replace=replace, source=str(answers)
@@ -110,7 +111,7 @@ def _detect(files: Mapping[str, bytes], answers: Path) -> str:
         if name == "query.json":
             raise DataError(
                 f"{answers}: holds the query itself, and not what came back alone: name the file or folder "
-                f"that the tool gave, such as {answers / 'cvat'}"
+                "that the tool exported once people had worked on it"
             )
         if name == "labelmap.txt":
             found["segmentation-mask"] = path
@@ -158,7 +159,7 @@ def accept(
             problem = f"given {times[answer.name]} times; one mask for a patch"
         if problem is None and item is not None and labels is not None:
             problem, labels = _fit(labels, item, asked)
-            if problem is None and labels is not None and _is_there(store, item, labels, steps):
+            if problem is None and labels is not None and _is_there(store, item, labels, steps, replace):
                 known.append(item)
                 continue
             labelled = steps[item.patch] != UNLABELLED
@@ -193,9 +194,16 @@ def accept(
     return Ingested(fresh, replaced, tuple(known), tuple(empty), tuple(missing), tuple(problems))
 
 
-def _is_there(store: LabelStore, item: Item, labels: np.ndarray, steps: np.ndarray) -> bool:
-    """Whether this very mask was taken before, as where the same export comes once more with others."""
+def _is_there(
+    store: LabelStore, item: Item, labels: np.ndarray, steps: np.ndarray, replace: bool
+) -> bool:  # fmt: skip
+    """Whether this very mask was taken before, as where the same export comes once more with others.
+
+    To `replace` it, it has to be of the same file too: a frame that was replaced is labelled anew.
+    """
     if steps[item.patch] == UNLABELLED:
+        return False
+    if replace and item.digest and store.digest(item.patch) != item.digest:
         return False
     return np.array_equal(store.read(item.patch, (item.box.height, item.box.width)), labels)
 

@@ -64,7 +64,8 @@ class LabelStore:
             return Info(tuple(map(str, meta["classes"])), _pair(meta["size"]), _pair(meta["grid"]))
         except FileNotFoundError:
             raise RunError(
-                f"{path}: no such file; `meal-gpu ingest` makes it with the first labels"
+                f"{path}: no such file; `meal-gpu ingest` makes it with the first labels. Was the ledger "
+                f"moved? {self.folder.name} belongs beside it"
             ) from None
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: damaged ({error!r}); restore it from a copy") from error

@@ -335,7 +335,7 @@ def test_one_bad_mask_keeps_the_good_ones_out_unless_asked(desk: Desk) -> None:
 def test_what_came_back_is_not_guessed_among_several(desk: Desk) -> None:
     desk.hand_in(0, GOOD)
     before = desk.state()
-    with pytest.raises(DataError, match=r"holds the query itself, .* such as .*query/cvat"):
+    with pytest.raises(DataError, match=r"holds the query itself, .* once people had worked on it"):
         ingest(desk.query, desk.query, desk.ledger)
     with pytest.raises(DataError, match="holds the query itself"):
         ingest(desk.query, desk.folder, desk.ledger)
@@ -457,3 +457,25 @@ def test_a_query_of_another_grid_is_refused(tmp_path: Path) -> None:
     desk.hand_in(0, GOOD)
     with pytest.raises(DataError, match="another pool's query"):
         ingest(desk.query, desk.answers, desk.ledger)
+
+
+def test_a_mask_of_another_frame_of_the_pool_is_not_taken_for_one_of_less_folders(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    Ledger.create(GRID, ["a.png", "b.png", "camB/b.png"]).write(desk.ledger)
+    desk.hand_in(0, GOOD, "camB")
+    with pytest.raises(DataError, match=r"camB/b__l0_t12_r16_b24: not asked for in this query"):
+        ingest(desk.query, desk.answers, desk.ledger)
+    (desk.answers / "camB").rename(desk.answers / "masks")  # a tool's own folder
+    assert [item.patch for item in ingest(desk.query, desk.answers, desk.ledger).labelled] == [6]
+
+
+def test_a_frame_that_was_replaced_is_labelled_anew(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    ingest(desk.query, desk.answers, desk.ledger)
+    path = desk.query / "query.parquet"
+    table = pd.read_parquet(path)
+    table.assign(digest="f" * 64).to_parquet(path, index=False)
+    assert [item.patch for item in ingest(desk.query, desk.answers, desk.ledger).known] == [6]
+    done = ingest(desk.query, desk.answers, desk.ledger, replace=True)
+    assert [item.patch for item in done.replaced] == [6]
+    assert LabelStore.of(desk.ledger).digest(6) == "f" * 64
