@@ -5,6 +5,7 @@
 "nnunet"  imagesTr, labelsTr and dataset.json of an nnU-Net v2 dataset; name OUT as it wants, DatasetXXX_NAME
 """
 
+import io
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from meal_gpu.data import palette
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
 from meal_gpu.images.content import contents, digests, is_url
-from meal_gpu.images.headers import SUFFIXES, image_size
+from meal_gpu.images.headers import SUFFIXES, image_size, orientation
 from meal_gpu.images.local import mark
 from meal_gpu.ledger import Ledger
 
@@ -48,7 +49,8 @@ def export(
     """Write all that the ledger says is labelled; `out` appears whole or not at all.
 
     Images become hard links where the file system allows it (so do not edit them in place), else copies;
-    nnU-Net's become PNG files, and MMSegmentation's where they are of several kinds, for it wants one.
+    nnU-Net's become PNG files, as JPEGs do that their EXIF turns, and MMSegmentation's where they are of
+    several kinds, for it wants one.
 
     Args:
         files: path or URL of every frame, by its name in the ledger.
@@ -86,7 +88,7 @@ def export(
         )
     with lock.alone(out), atomic.filled(out) as aside:
         mark(aside)
-        _fill(aside, by_image, files, store, info, to)
+        _fill(aside, by_image, _stems(ledger.names, flat=to == "nnunet"), files, store, info, to)
         if not changed:
             _require_unchanged(by_image, files, store)
     return Exported(len(by_image), len(patches))
@@ -113,12 +115,13 @@ def _require_unchanged(
 
 
 def _fill(
-    root: Path, by_image: Mapping[str, list[int]], files: Mapping[str, str], store: LabelStore, info: Info,
-    to: str,
+    root: Path, by_image: Mapping[str, list[int]], stems: Mapping[str, str], files: Mapping[str, str],
+    store: LabelStore, info: Info, to: str,
 ) -> None:  # fmt: skip
     images, masks = (root / place for place in _PLACES[to])
-    stems = _stems(list(by_image), flat=to == "nnunet")
-    suffixes = {name: PurePosixPath(files[name]).suffix for name in by_image}
+    suffixes = {
+        name: ".png" if _is_turned(files[name]) else PurePosixPath(files[name]).suffix for name in by_image
+    }
     if to == "nnunet" or (to == "mmseg" and len(set(suffixes.values())) > 1):
         suffixes = dict.fromkeys(suffixes, ".png")
     suffixes = {name: end if end.lower() in SUFFIXES else ".png" for name, end in suffixes.items()}
@@ -147,6 +150,17 @@ def _fill(
             "file_ending": ".png", "overwrite_image_reader_writer": "NaturalImage2DIO",
         }  # fmt: skip
         _json(root / "dataset.json", meta)
+
+
+def _is_turned(file: str) -> bool:
+    """Whether it is a JPEG that its EXIF turns: masks are upright, and what trains may not look at EXIF."""
+    if PurePosixPath(file).suffix.lower() not in (".jpg", ".jpeg"):
+        return False
+    try:
+        with Image.open(io.BytesIO(contents([file])[0]) if is_url(file) else Path(file)) as image:
+            return orientation(image) != 1
+    except OSError:
+        return False  # who reads it says so
 
 
 def _mask(patches: Sequence[int], store: LabelStore, info: Info) -> np.ndarray:
@@ -181,7 +195,7 @@ def _place(file: str, target: Path, size: tuple[int, int]) -> None:
 
 
 def _stems(names: Sequence[str], *, flat: bool) -> dict[str, str]:
-    """A path without suffix for every image: inside the folder and different from all others.
+    """A path without suffix for every image: inside the folder, and different from all before it.
 
     Where names are of letters that a file system or a tool may not take, "_" stands for these.
     """

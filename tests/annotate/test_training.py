@@ -302,3 +302,26 @@ def test_nnunet_has_room_for_background_and_ignore() -> None:
     for many in (names, ("background", *names)):
         with pytest.raises(ConfigError, match="8-bit masks of nnU-Net hold at most"):
             _nnunet_labels(many)
+
+
+def test_a_photograph_that_its_exif_turns_is_written_upright(pool: Pool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    lying = Path(pool.files["c.png"]).with_suffix(".jpg")
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    pixels[:, :8] = 200
+    Image.fromarray(pixels).save(lying, exif=exif)
+    pool.files["c.png"] = str(lying)
+    pool.export("smp", changed=True)
+    assert {path for path in pool.tree() if "/c." in path} == {"images/train/c.png", "masks/train/c.png"}
+    with Image.open(pool.out / "images/train/c.png") as image:
+        assert abs(np.asarray(image).astype(int) - pixels[::-1, ::-1]).max() < 9
+
+
+def test_names_stay_from_one_export_to_the_next(tmp_path: Path) -> None:
+    """Though only some of those that are alike but for letters that "_" stands for are labelled yet."""
+    pool = Pool(tmp_path, ("前/1.png", "後/1.png", "横/1.png"))
+    pool.export("nnunet")
+    assert {path for path in pool.tree() if path.startswith("labelsTr")} == {
+        "labelsTr/__1.png", "labelsTr/__1_3.png",
+    }  # fmt: skip
