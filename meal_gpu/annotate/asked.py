@@ -124,9 +124,9 @@ class Asked:
         """With the frames of the ledger as `pool`."""
         return replace(self, pool=frozenset(composed(stem(name)) for name in ledger.names))
 
-    def of_another(self, name: str) -> bool:
-        """Whether `name` is that of a crop of a frame of the pool that is not asked for here."""
-        return name not in self.by_name and composed(_BOX.sub("", name)) in self.pool
+    def knows(self, name: str) -> bool:
+        """Whether `name` is that of a crop of the query, or of another frame of the pool."""
+        return name in self.by_name or composed(_BOX.sub("", name)) in self.pool
 
     @cached_property
     def by_name(self) -> dict[str, Item]:
@@ -304,4 +304,4 @@ class Answer:
     problem: str | None = None
 
 
-__all__ = ["PATCH_LABEL", "VOID", "Answer", "Asked", "Box", "Item", "Pixels"]
+__all__ = ["PATCH_LABEL", "VOID", "Answer", "Asked", "Box", "Item"]

@@ -272,7 +272,7 @@ def _items(
                 everywhere[box.top : box.bottom, box.left : box.right], masks[row], 255
             ).astype(np.uint8)
     files = [listing.files[image] for image in images]
-    taken = dict(zip(once := list(dict.fromkeys(files)), digests(once), strict=True))
+    taken = digests(files)
     items = []
     for row, patch in enumerate(patches):
         clicks = plan.cost.clicks(masks[row])
@@ -285,7 +285,7 @@ def _items(
                 float(chosen.scores[order[row]]),
                 clicks,
                 plan.cost.seconds(clicks),
-                taken[files[row]],
+                taken[row],
             )
         )
     return items, masks

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Pixels
+from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked
 from meal_gpu.annotate.brush import filled
 from meal_gpu.annotate.crops import MALFORMED, blank, class_id, documents, matching, pieces, said, save_crops
+from meal_gpu.annotate.pictures import Pixels
 from meal_gpu.annotate.rle import mask_of, runs
 from meal_gpu.errors import DataError
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from meal_gpu.annotate.asked import VOID, Item, Pixels
+from meal_gpu.annotate.asked import VOID, Item
+from meal_gpu.annotate.pictures import Pixels
 from meal_gpu.errors import ConfigError
 
 _ISOTROPIC = (

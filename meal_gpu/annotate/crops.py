@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from meal_gpu.annotate.asked import VOID, Asked, Box, Item, Pixels, composed
+from meal_gpu.annotate.asked import VOID, Asked, Box, Item, composed
+from meal_gpu.annotate.pictures import Pixels
 from meal_gpu.errors import DataError
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
@@ -70,8 +71,7 @@ def matching(file_name: str, asked: Asked) -> str:
     for candidate in (*names, *uploaded):
         parts = candidate.split("/")
         for first in range(max(0, len(parts) - _DEPTH), len(parts)):
-            name = asked.spelled("/".join(parts[first:]))
-            if name in asked.by_name or asked.of_another(name):
+            if asked.knows(name := asked.spelled("/".join(parts[first:]))):
                 return name
     flat = [name for name in names if name.rpartition("/")[0].rsplit("/", 1)[-1] in ("", "images")]
     for candidate in (*flat, *uploaded):

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Item, Pixels
+from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Item
 from meal_gpu.annotate.brush import filled
 from meal_gpu.annotate.crops import blank, class_id, matching, pieces, save_crops
+from meal_gpu.annotate.pictures import Pixels
 from meal_gpu.annotate.rle import mask_of, runs
 from meal_gpu.errors import DataError
 

@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meal_gpu.annotate import brush
-from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Box, Item, Pixels
+from meal_gpu.annotate.asked import PATCH_LABEL, Answer, Asked, Box, Item
 from meal_gpu.annotate.crops import MALFORMED, blank, class_id, documents, matching, pieces, said, save_crops
+from meal_gpu.annotate.pictures import Pixels
 from meal_gpu.errors import DataError
 
 _LOCAL_FILES = "/data/local-files/?d="

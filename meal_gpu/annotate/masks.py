@@ -56,8 +56,7 @@ def _masks(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
 def _crop(path: PurePosixPath, asked: Asked) -> str:
     """The name of the crop that a file is of; of no crop, all of `path`."""
     for start in range(len(path.parts)):
-        name = asked.spelled("/".join(path.parts[start:]))
-        if name in asked.by_name or asked.of_another(name):
+        if asked.knows(name := asked.spelled("/".join(path.parts[start:]))):
             return name
     return path.as_posix()
 

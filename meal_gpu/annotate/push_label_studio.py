@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from meal_gpu.annotate import label_studio
-from meal_gpu.annotate.asked import Asked, Pixels
+from meal_gpu.annotate.asked import Asked
+from meal_gpu.annotate.pictures import Pixels
 from meal_gpu.errors import ConfigError, RunError, UnavailableError
 
 _PNG = "data:image/png;base64,"

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked, Pixels
+from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked
 from meal_gpu.annotate.crops import blank, matching
+from meal_gpu.annotate.pictures import Pixels
 from meal_gpu.errors import DataError
 
 _BACKGROUND = "background"

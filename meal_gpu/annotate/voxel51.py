@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked, Box, Item, Pixels
+from meal_gpu.annotate.asked import PATCH_LABEL, VOID, Answer, Asked, Box, Item
 from meal_gpu.annotate.crops import class_id, pieces
+from meal_gpu.annotate.pictures import Pixels
 from meal_gpu.errors import DataError, MealGpuError, RunError, UnavailableError
 from meal_gpu.grid import Grid
 from meal_gpu.images.content import is_url

@@ -108,19 +108,24 @@ def digests(files: Sequence[str]) -> list[str]:
         DataError: one cannot be read; it is named.
         UnavailableError: as `filesystem`.
     """
-    return [found for start in range(0, len(files), _AT_ONCE) for found in _digests(files[start:][:_AT_ONCE])]
-
-
-def _digests(files: Sequence[str]) -> list[str]:
-    remote = [file for file in files if is_url(file)]
-    found = {f: hashlib.sha256(c).hexdigest() for f, c in zip(remote, contents(remote), strict=True)}
-    for file in set(files) - found.keys():
-        try:
-            with Path(file).open("rb") as stream:
-                found[file] = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror}); bring it back") from error
+    found: dict[str, str] = {}
+    once = list(dict.fromkeys(files))
+    remote = [file for file in once if is_url(file)]
+    for start in range(0, len(remote), _AT_ONCE):
+        part = remote[start : start + _AT_ONCE]
+        found |= {f: hashlib.sha256(c).hexdigest() for f, c in zip(part, contents(part), strict=True)}
+    for file in once:
+        if not is_url(file):
+            found[file] = _local_digest(file)
     return [found[file] for file in files]
+
+
+def _local_digest(file: str) -> str:
+    try:
+        with Path(file).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); bring it back") from error
 
 
 class _Request(NamedTuple):
