@@ -7,11 +7,12 @@ from typing import Any
 
 from bench import harness, performance, results
 from bench.plot import draw
-from bench.table1 import BEYOND, FOLDER, PAPER, ROWS
+from bench.table1 import BEYOND, FOLDER, FRESH, PAPER, ROWS
 from meal_gpu import compare
 from meal_gpu.compare import tables
 from meal_gpu.compare.verdict import environment
 from meal_gpu.config import Config
+from meal_gpu.statistics import Interval
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def render(readme: str) -> str:
 
 def render_experiments(page: str) -> str:
     """docs/EXPERIMENTS.md with its tables made anew."""
-    return _filled(page, {"beyond": _beyond(ROOT)})
+    return _filled(page, {"beyond": _beyond(ROOT), "fresh": _fresh(ROOT)})
 
 
 def _filled(page: str, blocks: dict[str, str]) -> str:
@@ -171,8 +172,8 @@ def _table1(compared: compare.Comparison) -> str:
         "outside of the budget.\n\n"
         f"{performance.markdown(head, lines, 'l' + 'r' * (len(head) - 1))}\n\n"
         + "\n\n".join(notes)
-        + f"\n\n{reference}Each seed has its own initial patches, the same for all strategies. The records, "
-        f"and what `meal-gpu compare` makes of them, lie in `{folder}`; "
+        + f"\n\n{_again()}\n\n{reference}Each seed has its own initial patches, the same for all "
+        f"strategies. The records, and what `meal-gpu compare` makes of them, lie in `{folder}`; "
         f"`python -m bench.table1 {' '.join(path.name for path in _rows(ROOT))} --jobs 2{_file(config)}` "
         "runs them.\n\n"
     )
@@ -225,6 +226,28 @@ def _beyond(root: Path) -> str:
         for strategy, named in of_strategy.items()
     ]
     return "\n\n".join([*shown, f"{environment(gathered)} {'; '.join(commands)}."]) + "\n\n"
+
+
+def _fresh(root: Path) -> str:
+    """The answer of seeds that the question was written down for, before they ran."""
+    gathered = compare.gather(sorted((root / FRESH).iterdir()))
+    sections = _sections(compare.compare(gathered))
+    shown = [body for title, body in sections if title.startswith(("Strategies", "Pairs"))]
+    return "\n\n".join([*shown, environment(gathered)]) + "\n\n"
+
+
+def _again() -> str:
+    (pair,) = compare.compare(compare.gather(sorted((ROOT / FRESH).iterdir()))).pairs
+    test = pair.test
+    assert test is not None
+    difference = tables.with_bounds(Interval(test.difference, test.low, test.high, test.n))
+    file = EXPERIMENTS.relative_to(ROOT).as_posix()
+    return (
+        f"**Asked once more**, of seeds {pair.seeds[0]} to {pair.seeds[-1]} alone, in bfloat16, with "
+        f"question and test written down before they ran ([{file}]({file}), `{FRESH.as_posix()}`): the "
+        f"area of {pair.first} less that of {pair.second} is {difference}, p = {tables.p_value(test.p)}; "
+        f"{tables.outcome(pair)}."
+    )
 
 
 def _sections(compared: compare.Comparison) -> list[tuple[str, str]]:

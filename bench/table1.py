@@ -17,6 +17,7 @@ from meal_gpu.sweep.request import FILE
 
 FOLDER = Path("runs") / "table1"
 BEYOND = Path("runs") / "beyond"
+FRESH = Path("runs") / "fresh"
 STRATEGIES = ("random", "entropy", "meal", "meal-ft")
 
 
