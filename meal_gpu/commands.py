@@ -219,11 +219,12 @@ def export(
         typer.Option("--predictions/--no-predictions", help="For --push to Label Studio: send them too."),
     ] = True,
     changed: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--changed", help="For smp, mmseg and nnunet: also frames whose files are not those labelled."
+            help="For smp, mmseg and nnunet: skip or take labels of frames that were replaced since.",
+            show_default="stop",
         ),
-    ] = False,
+    ] = None,
 ) -> None:
     """Write a query for an annotation tool, or the finished labels for training."""
     from meal_gpu.annotate import formats
@@ -233,7 +234,7 @@ def export(
         raise ConfigError(f"format {to!r} is unknown; known: {', '.join(known)}")
     given = {
         "--query": query, "--ledger": ledger, "--images": images, "--out": out, "--push": push,
-        "--no-predictions": None if predictions else True, "--changed": changed or None,
+        "--no-predictions": None if predictions else True, "--changed": changed,
     }  # fmt: skip
     for option, value in given.items():
         if value is not None and option not in formats.options(to):
@@ -247,8 +248,10 @@ def export(
         listing = list_images(images)
         target = out or Path("labels") / to
         files = dict(zip(listing.names, listing.files, strict=True))
-        done = training.export(ledger or LEDGER, files, target, to=to, changed=changed)
+        done = training.export(ledger or LEDGER, files, target, to=to, changed=changed or "stop")
         typer.echo(f"{to}: {done.patches} patches in {done.frames} frames, {target}")
+        if done.left_out:
+            typer.echo(f"left out: {done.left_out} patches, of frames that were replaced since")
         return
     from meal_gpu.annotate.asked import Asked
 

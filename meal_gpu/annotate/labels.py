@@ -161,8 +161,10 @@ class LabelStore:
         try:
             with Image.open(path, formats=["PNG"]) as image:
                 return str(image.info.get(_FRAME, ""))
+        except FileNotFoundError:
+            raise _missing(path, patch) from None
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path}: missing or damaged ({error}); restore the file from a copy") from error
+            raise DataError(f"{path}: damaged ({error}); restore the file from a copy") from error
 
     def read(self, patch: int, size: tuple[int, int]) -> Pixels:
         """uint8 [h, w] train ids of a patch of `size`. Raises DataError, which names the file."""
@@ -171,10 +173,7 @@ class LabelStore:
             return read_mask(path, size)
         except DataError as error:
             if not path.exists():
-                raise DataError(
-                    f"{path}: no such mask, but the ledger says that patch {patch} is labelled; "
-                    "restore the file from a copy"
-                ) from None
+                raise _missing(path, patch) from None
             raise DataError(f"{path}: {error}; restore the file from a copy") from error
 
 
@@ -191,6 +190,13 @@ def classes_text(classes: tuple[str, ...]) -> str:
 def _pair(values: Any) -> tuple[int, int]:
     first, second = values
     return int(first), int(second)
+
+
+def _missing(path: Path, patch: int) -> DataError:
+    return DataError(
+        f"{path}: no such mask, but the ledger says that patch {patch} is labelled; restore the file from a "
+        "copy"
+    )
 
 
 def _unwritten(path: Path, error: OSError) -> RunError:

@@ -25,10 +25,20 @@ def read_frame(file: str, size: tuple[int, int] | None, digest: str = "") -> Pix
     """
     try:
         content = contents([file])[0] if is_url(file) else Path(file).read_bytes()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            pixels = np.asarray(upright(image).convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{file}: no such image file; it was there when it was queried") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    pixels = decoded(content, file, size)
+    require_same(file, sha256(content).hexdigest(), digest)
+    return pixels
+
+
+def decoded(content: bytes, file: str, size: tuple[int, int] | None) -> Pixels:
+    """The frame that the bytes of `file` are, as `read_frame`."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            pixels = np.asarray(upright(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: not a readable image ({error}); replace the file") from error
     if size is not None and pixels.shape[:2] != size:
@@ -36,7 +46,6 @@ def read_frame(file: str, size: tuple[int, int] | None, digest: str = "") -> Pix
             f"{file}: {pixels.shape[0]}×{pixels.shape[1]} pixels (height × width) found, "
             f"{size[0]}×{size[1]} when it was queried; restore the file"
         )
-    require_same(file, sha256(content).hexdigest(), digest)
     return pixels
 
 

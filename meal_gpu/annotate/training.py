@@ -5,12 +5,12 @@
 "nnunet"  imagesTr, labelsTr and dataset.json of an nnU-Net v2 dataset; name OUT as it wants, DatasetXXX_NAME
 """
 
-import io
 import json
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ from PIL import Image
 from meal_gpu import atomic, lock
 from meal_gpu.annotate.asked import VOID, Box
 from meal_gpu.annotate.labels import Info, LabelStore, classes_text
-from meal_gpu.annotate.pictures import read_frame
+from meal_gpu.annotate.pictures import decoded
 from meal_gpu.data import palette
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
-from meal_gpu.images.content import contents, digests, is_url
+from meal_gpu.images.content import aside, digests, fetch_into, is_url
 from meal_gpu.images.headers import SUFFIXES, image_size, orientation
 from meal_gpu.images.local import mark
 from meal_gpu.ledger import Ledger
@@ -34,38 +34,47 @@ _PLACES = {
     "mmseg": ("img_dir/train", "ann_dir/train"),
     "nnunet": ("imagesTr", "labelsTr"),
 }
+_ASIDE = ".frames"  # where they lie until they are written
+
+
+CHANGED = ("stop", "skip", "take")
+"""What to do about labels of frames that are no longer the files that were labelled."""
 
 
 class Exported(NamedTuple):
-    """How much was written."""
+    """How much was written, and how many labelled patches were not, as their frames had changed."""
 
     frames: int
     patches: int
+    left_out: int
 
 
 def export(
-    ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str, changed: bool = False
+    ledger_path: Path, files: Mapping[str, str], out: Path, *, to: str, changed: str = "stop"
 ) -> Exported:
     """Write all that the ledger says is labelled; `out` appears whole or not at all.
 
     Images become hard links where the file system allows it (so do not edit them in place), else copies;
     nnU-Net's become PNG files, as JPEGs do that their EXIF turns, and MMSegmentation's where they are of
-    several kinds, for it wants one.
+    several kinds, for it wants one. Frames behind URLs are fetched once.
 
     Args:
         files: path or URL of every frame, by its name in the ledger.
         out: a folder that is new or empty.
         to: "smp", "mmseg" or "nnunet".
-        changed: take frames, too, whose files are no longer those that were labelled.
+        changed: where a frame is no longer the file that a patch was labelled on: "stop"; "skip" the patch;
+            or "take" its labels for the new file.
 
     Raises:
-        ConfigError: another `to`, or more classes than it can hold.
-        DataError: nothing is labelled; a frame or mask, which is named, is missing, damaged, of another size
-            or no longer what was labelled.
+        ConfigError: another `to` or `changed`, or more classes than it can hold.
+        DataError: nothing is labelled, or left; a frame or mask, which is named, is missing, damaged, of
+            another size or no longer what was labelled.
         RunError: `out` is not empty or cannot be written; ledger or labels are not readable.
     """
     if to not in _PLACES:
         raise ConfigError(f"format {to!r} is unknown; known: {', '.join(_PLACES)}")
+    if changed not in CHANGED:
+        raise ConfigError(f"changed is {changed!r}; known: {', '.join(CHANGED)}")
     atomic.require_new(out)
     ledger = Ledger.read(ledger_path)
     patches = ledger.labelled().cpu().numpy()
@@ -86,53 +95,116 @@ def export(
             f"{gone[0]}: a labelled frame of {ledger_path} that is not among the images ({len(gone)} of "
             f"{len(by_image)} are missing); bring it back"
         )
-    with lock.alone(out), atomic.filled(out) as aside:
-        mark(aside)
-        _fill(aside, by_image, _stems(ledger.names, flat=to == "nnunet"), files, store, info, to)
-        if not changed:
-            _require_unchanged(by_image, files, store)
-    return Exported(len(by_image), len(patches))
+    with lock.alone(out), atomic.filled(out) as root:
+        mark(root)
+        there = _brought({name: files[name] for name in by_image}, root / _ASIDE)
+        left = by_image if changed == "take" else _unchanged(by_image, there, store, stop=changed == "stop")
+        _fill(root, left, _stems(ledger.names, flat=to == "nnunet"), there, store, info, to)
+        shutil.rmtree(root / _ASIDE)
+    count = sum(map(len, left.values()))
+    return Exported(len(left), count, len(patches) - count)
 
 
-def _require_unchanged(
-    by_image: Mapping[str, list[int]], files: Mapping[str, str], store: LabelStore
-) -> None:  # fmt: skip
-    """Raises DataError where a frame is not the one that a mask was made on."""
-    now = dict(zip(by_image, digests([files[name] for name in by_image]), strict=True))
-    other = {
-        name: (patch, then)
-        for name, patches in by_image.items()
-        for patch in patches
-        if (then := store.digest(patch)) not in ("", now[name])
+class _Frame(NamedTuple):
+    """Where a frame came from, and where its file lies now."""
+
+    file: str
+    at: Path
+
+    @property
+    def suffix(self) -> str:
+        """As what it is written: masks are upright, and what trains may not look at the EXIF of a JPEG."""
+        end = PurePosixPath(self.file).suffix
+        if end.lower() not in SUFFIXES:
+            return ".png"
+        if end.lower() in (".jpg", ".jpeg"):
+            with suppress(OSError), Image.open(self.at) as image:  # who reads it says so
+                return end if orientation(image) == 1 else ".png"
+        return end
+
+    def write(self, target: Path, size: tuple[int, int], *, plain: bool) -> None:
+        """Move it to `target`, or write its pixels there, also what is grey, palette or 16-bit: `plain` RGB.
+
+        Raises:
+            DataError: it is damaged, or not of `size`.
+        """
+        if plain or PurePosixPath(self.file).suffix != target.suffix:
+            Image.fromarray(decoded(self.at.read_bytes(), self.file, size)).save(target)
+            return
+        try:
+            found = image_size(self.at)
+        except DataError as error:
+            raise DataError(str(error).replace(str(self.at), self.file)) from error
+        if found != size:
+            raise DataError(
+                f"{self.file}: {found[0]}×{found[1]} pixels (height × width) found, its labels are of "
+                f"{size[0]}×{size[1]}; restore the file"
+            )
+        self.at.rename(target)
+
+
+def _brought(files: Mapping[str, str], folder: Path) -> dict[str, _Frame]:
+    """Every frame by its name, linked, copied or fetched into a new folder. Raises DataError."""
+    folder.mkdir()
+    frames = {
+        name: _Frame(file, aside(folder, place, file)) for place, (name, file) in enumerate(files.items())
     }
-    if other:
-        name, (patch, then) = next(iter(other.items()))
+    remote = [frame for frame in frames.values() if is_url(frame.file)]
+    fetch_into([frame.file for frame in remote], [frame.at for frame in remote])
+    for file, at in frames.values():
+        if is_url(file):
+            continue
+        real = Path(file).resolve()
+        if not real.is_file():
+            raise DataError(f"{file}: no such image file; bring it back")
+        try:
+            os.link(real, at)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(real, at)
+    return frames
+
+
+def _unchanged(
+    by_image: Mapping[str, list[int]], there: Mapping[str, _Frame], store: LabelStore, *, stop: bool
+) -> dict[str, list[int]]:
+    """The patches that were labelled on the very files. Raises DataError where others are not to be left."""
+    now = dict(zip(by_image, digests([str(there[name].at) for name in by_image]), strict=True))
+    then = {patch: store.digest(patch) for patches in by_image.values() for patch in patches}
+    left = {
+        name: [patch for patch in patches if then[patch] in ("", now[name])]
+        for name, patches in by_image.items()
+    }
+    other = {name: set(patches) - set(left[name]) for name, patches in by_image.items()}
+    other = {name: patches for name, patches in other.items() if patches}
+    if other and (stop or not any(left.values())):
+        name, patches = next(iter(other.items()))
+        first = min(patches)
         raise DataError(
-            f"{files[name]}: no longer the file that patch {patch} was labelled on (SHA-256 "
-            f"{now[name][:12]}…, then {then[:12]}…; so {len(other)} of {len(by_image)} frames); restore "
-            "it, or take the labels for it as they are with --changed"
+            f"{there[name].file}: no longer the file that patch {first} was labelled on (SHA-256 "
+            f"{now[name][:12]}…, then {then[first][:12]}…; so {len(other)} of {len(by_image)} "
+            "frames); restore it, leave such labels out with --changed skip, or take them for it as they are "
+            "with --changed take"
         )
+    return {name: patches for name, patches in left.items() if patches}
 
 
 def _fill(
-    root: Path, by_image: Mapping[str, list[int]], stems: Mapping[str, str], files: Mapping[str, str],
+    root: Path, by_image: Mapping[str, list[int]], stems: Mapping[str, str], frames: Mapping[str, _Frame],
     store: LabelStore, info: Info, to: str,
 ) -> None:  # fmt: skip
     images, masks = (root / place for place in _PLACES[to])
-    suffixes = {
-        name: ".png" if _is_turned(files[name]) else PurePosixPath(files[name]).suffix for name in by_image
-    }
-    if to == "nnunet" or (to == "mmseg" and len(set(suffixes.values())) > 1):
+    plain = to == "nnunet"
+    suffixes = {name: frames[name].suffix for name in by_image}
+    if plain or (to == "mmseg" and len(set(suffixes.values())) > 1):
         suffixes = dict.fromkeys(suffixes, ".png")
-    suffixes = {name: end if end.lower() in SUFFIXES else ".png" for name, end in suffixes.items()}
-    extra = "_0000" if to == "nnunet" else ""
-    shift, labels = _nnunet_labels(info.classes) if to == "nnunet" else (0, {})
+    extra = "_0000" if plain else ""
+    shift, labels = _nnunet_labels(info.classes) if plain else (0, {})
     ids = np.full(256, labels.get("ignore", VOID), np.uint8)
     ids[: len(info.classes)] = np.arange(len(info.classes)) + shift
     for name, patches in by_image.items():
         picture = images / f"{stems[name]}{extra}{suffixes[name]}"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        _place(files[name], picture, info.size)
+        frames[name].write(picture, info.size, plain=plain)
         path = masks / f"{stems[name]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(ids[_mask(patches, store, info)]).save(path)
@@ -152,17 +224,6 @@ def _fill(
         _json(root / "dataset.json", meta)
 
 
-def _is_turned(file: str) -> bool:
-    """Whether it is a JPEG that its EXIF turns: masks are upright, and what trains may not look at EXIF."""
-    if PurePosixPath(file).suffix.lower() not in (".jpg", ".jpeg"):
-        return False
-    try:
-        with Image.open(io.BytesIO(contents([file])[0]) if is_url(file) else Path(file)) as image:
-            return orientation(image) != 1
-    except OSError:
-        return False  # who reads it says so
-
-
 def _mask(patches: Sequence[int], store: LabelStore, info: Info) -> np.ndarray:
     """[H, W] uint8: the labels of these patches of one frame, 255 around them."""
     mask = np.full(info.size, VOID, np.uint8)
@@ -170,28 +231,6 @@ def _mask(patches: Sequence[int], store: LabelStore, info: Info) -> np.ndarray:
         at = Box(*box)
         mask[at.top : at.bottom, at.left : at.right] = store.read(patch, (at.height, at.width))
     return mask
-
-
-def _place(file: str, target: Path, size: tuple[int, int]) -> None:
-    """Bring a frame of `size` to `target`. Raises DataError."""
-    if PurePosixPath(file).suffix != target.suffix or target.parent.name == "imagesTr":
-        Image.fromarray(read_frame(file, size)).save(target)  # also what is palette, grey or 16-bit
-        return
-    if is_url(file):
-        target.write_bytes(contents([file])[0])
-    else:
-        real = Path(file).resolve()
-        if not real.is_file():
-            raise DataError(f"{file}: no such image file; bring it back")
-        try:
-            os.link(real, target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(real, target)
-    if (found := image_size(target)) != size:
-        raise DataError(
-            f"{file}: {found[0]}×{found[1]} pixels (height × width) found, its labels are of "
-            f"{size[0]}×{size[1]}; restore the file"
-        )
 
 
 def _stems(names: Sequence[str], *, flat: bool) -> dict[str, str]:

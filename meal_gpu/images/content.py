@@ -10,7 +10,7 @@ from meal_gpu.errors import DataError, UnavailableError
 
 _GAP = 1 << 16  # bytes read in vain rather than asked around
 _MOST = 1 << 25  # bytes of one request
-_AT_ONCE = 32  # files that are held for their digests
+_AT_ONCE = 32  # files that are held at once
 _MEMBER = re.compile(r"(.+?)#([0-9]+)\+([0-9]+)/.+", re.DOTALL)
 
 
@@ -99,6 +99,14 @@ def fetch(files: Sequence[str]) -> list[bytes | DataError]:
         for request, content in zip(requests, read, strict=True):
             found |= {place: _part(files[place], spans[place], request, content) for place in request.places}
     return [found[place] for place in range(len(files))]
+
+
+def fetch_into(files: Sequence[str], paths: Sequence[Path]) -> None:
+    """Write the bytes of URLs and members to local paths, some at a time. Raises as `contents`."""
+    for start in range(0, len(files), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        for path, content in zip(paths[part], contents(files[part]), strict=True):
+            path.write_bytes(content)
 
 
 def digests(files: Sequence[str]) -> list[str]:

@@ -49,8 +49,10 @@ class Pool:
         ledger.label(torch.tensor(PATCHES), 1)
         ledger.write(self.ledger)
 
-    def export(self, to: str, *, changed: bool = False) -> tuple[int, int]:
-        return export(self.ledger, self.files, self.out, to=to, changed=changed)
+    def export(self, to: str, *, changed: str = "stop") -> tuple[int, int]:
+        done = export(self.ledger, self.files, self.out, to=to, changed=changed)
+        assert done.patches + done.left_out == len(PATCHES)
+        return done.frames, done.patches
 
     def tree(self) -> set[str]:
         return {path.relative_to(self.out).as_posix() for path in self.out.rglob("*") if path.is_file()} - {
@@ -206,7 +208,7 @@ MISTAKES: dict[Callable[[Pool], None], tuple[type[Exception], str]] = {
     missing_mask: (DataError, r"000000/11\.png: no such mask, but the ledger says that patch 11"),
     missing_frame: (DataError, r"c\.png: no such image file"),
     unlisted_frame: (DataError, r"c\.png: a labelled frame of .*pool\.parquet that is not among the images"),
-    other_size: (DataError, r"c\.png: 9×9 pixels \(height × width\) found, .*11×16"),
+    other_size: (DataError, r"c\.png: no longer the file that patch 11 was labelled on"),
     no_store: (RunError, r"labels\.json: no such file"),
     nothing_labelled: (DataError, r"pool\.parquet: no patch is labelled yet"),
     other_grid: (RunError, r"pool\.labels: labels of a grid of 2×2, but .* 2×4"),
@@ -281,7 +283,82 @@ def test_a_frame_that_was_replaced_does_not_get_the_labels_of_another(pool: Pool
     with pytest.raises(DataError, match=refused + r".* 1 of 2 frames\).*--changed"):
         pool.export("smp")
     assert not pool.out.exists()
-    assert pool.export("smp", changed=True) == (2, 3)
+    assert pool.export("smp", changed="take") == (2, 3)
+
+
+def test_labels_of_a_frame_that_was_replaced_are_left_out(pool: Pool) -> None:
+    Image.new("RGB", SIZE[::-1], (9, 0, 9)).save(pool.files["c.png"])
+    assert pool.export("smp", changed="skip") == (1, 2)
+    assert pool.tree() == {"classes.txt", "images/train/seq/a.png", "masks/train/seq/a.png"}
+    pool.out = pool.root / "again"
+    pool.store.write(1, pool.store.read(1, (6, 8)), "0" * 64)  # of another file than patch 2, in one frame
+    assert pool.export("smp", changed="skip") == (1, 1)
+    labels = pool.masks["seq/a.png"].copy()
+    labels[:6, 8:] = 255
+    assert np.array_equal(pool.mask("masks/train/seq/a.png"), labels)
+    pool.out = pool.root / "none"
+    pool.store.write(2, pool.store.read(2, (5, 8)), "0" * 64)
+    with pytest.raises(DataError, match="2 of 2 frames"):
+        pool.export("smp", changed="skip")
+    with pytest.raises(ConfigError, match="changed is 'yes'; known: stop, skip, take"):
+        pool.export("smp", changed="yes")
+
+
+@pytest.mark.parametrize("to", ["smp", "nnunet"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"no image", "not a readable image"), (None, r"9×9 pixels \(height × width\) found, .*11×16")],
+)
+def test_a_frame_that_cannot_be_taken_is_named(content: bytes | None, told: str, to: str, pool: Pool) -> None:
+    if content is None:
+        other_size(pool)
+    else:
+        Path(pool.files["c.png"]).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(pool.files["c.png"]) + ": " + told):
+        pool.export(to, changed="take")
+    assert not pool.out.exists()
+
+
+@pytest.mark.parametrize("to", ["smp", "mmseg", "nnunet"])
+def test_frames_stay_as_they_are(to: str, tmp_path: Path) -> None:
+    """Those too that are written in another format, though links to them lie aside for that."""
+    pool = Pool(tmp_path, ("a.jpg", "b.png", "c.png"))
+    before = {file: Path(file).read_bytes() for file in pool.files.values()}
+    pool.export(to)
+    assert {file: Path(file).read_bytes() for file in pool.files.values()} == before
+    assert not [path for path in pool.out.rglob(".*") if path.name != ".meal-gpu"]
+
+
+def test_a_frame_behind_a_url_is_fetched_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    pixels = Image.open(pool.files["seq/a.png"])
+    for name, url in (
+        ("seq/a.png", "memory://meal-gpu-once/a.jpg"),
+        ("c.png", "memory://meal-gpu-once/c.png"),
+    ):
+        with fsspec.open(url, "wb") as file:
+            pixels.save(file, format="JPEG" if url.endswith("jpg") else "PNG")
+        pool.files[name] = url
+    read: list[str] = []
+    original = MemoryFileSystem.cat_file
+
+    def counted(self: MemoryFileSystem, path: str, *args: object, **kwargs: object) -> bytes:
+        read.append(path)
+        return bytes(original(self, path, *args, **kwargs))
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
+    for patch, file in ((1, "a.jpg"), (2, "a.jpg"), (11, "c.png")):
+        content = fsspec.filesystem("memory").store[f"/meal-gpu-once/{file}"].getvalue()
+        box = Grid(2, 2, *SIZE).boxes(patch).tolist()
+        size = (box[3] - box[1], box[2] - box[0])
+        pool.store.write(patch, pool.store.read(patch, size), sha256(content).hexdigest())
+    pool.export("mmseg")
+    assert sorted(read) == ["/meal-gpu-once/a.jpg", "/meal-gpu-once/c.png"]
+    assert {path for path in pool.tree() if path.startswith("img_dir")} == {
+        "img_dir/train/seq/a.png", "img_dir/train/c.png"
+    }  # fmt: skip
 
 
 def test_labels_of_before_that_say_no_file_are_taken(pool: Pool) -> None:
@@ -312,7 +389,7 @@ def test_a_photograph_that_its_exif_turns_is_written_upright(pool: Pool) -> None
     pixels[:, :8] = 200
     Image.fromarray(pixels).save(lying, exif=exif)
     pool.files["c.png"] = str(lying)
-    pool.export("smp", changed=True)
+    pool.export("smp", changed="take")
     assert {path for path in pool.tree() if "/c." in path} == {"images/train/c.png", "masks/train/c.png"}
     with Image.open(pool.out / "images/train/c.png") as image:
         assert abs(np.asarray(image).astype(int) - pixels[::-1, ::-1]).max() < 9
