@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import index
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,15 @@ _META = b"meal_gpu"
 _NAME = "name"  # of the image, in its first row: a file's metadata may hold no more than 100 MB
 
 
+class Origin(NamedTuple):
+    """The first frame when a ledger began: the SHA-256 of its file, which tells apart pools whose frames have
+    the same names, and its (height, width), which all frames have.
+    """
+
+    digest: str
+    size: tuple[int, int]
+
+
 class Ledger:
     """Rows are in the order of the patch ids: `patch` int64, `image` int32, `row` and `column` int16,
     `step` int16 (-1: unlabelled, 0: initial, k: labelled by the k-th query), `score` float32 and
@@ -32,17 +42,22 @@ class Ledger:
         frame: the table, in pandas on the CPU and in cuDF on a GPU.
         grid: the patches of an image.
         names: the images.
+        origin: how their files began, where they are files that people label.
     """
 
-    def __init__(self, frame: Frame, grid: Grid, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, frame: Frame, grid: Grid, names: tuple[str, ...], origin: Origin | None = None
+    ) -> None:
         self.frame = frame
         self.grid = grid
         self.names = names
+        self.origin = origin
 
     @classmethod
     def create(
-        cls, grid: Grid, names: Sequence[str | Path], *, device: str | torch.device = "cpu"
-    ) -> "Ledger":
+        cls, grid: Grid, names: Sequence[str | Path], *, device: str | torch.device = "cpu",
+        origin: Origin | None = None,
+    ) -> "Ledger":  # fmt: skip
         """A ledger of len(names) images with nothing labelled.
 
         Raises:
@@ -58,7 +73,7 @@ class Ledger:
             "patch": torch.from_numpy(patches), "image": image.int(), "row": row.short(),
             "column": column.short(), "step": step, "score": score,
         }  # fmt: skip
-        return cls(frames.build(columns, torch.device(device)), grid, names)
+        return cls(frames.build(columns, torch.device(device)), grid, names, origin)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -144,19 +159,19 @@ class Ledger:
             else:  # an embedding
                 rest = old.new_full((len(new) - len(old),), torch.nan)
             columns[name] = torch.cat([old, rest])
-        return Ledger(frames.build(columns, self.device), self.grid, together)
+        return Ledger(frames.build(columns, self.device), self.grid, together, self.origin)
 
     def write(self, path: str | Path) -> None:
         """Write Parquet, whole or not at all.
 
         Beside the columns of the frame there is `name`, the image's, in the first of its rows and null in the
-        others; grid and image size go into the file's metadata.
+        others; grid, image size and origin go into the file's metadata.
 
         Raises:
             RunError: the file, which is named, cannot be written.
         """
         grid = self.grid
-        meta = {"grid": [grid.rows, grid.columns], "size": [grid.height, grid.width]}
+        meta = {"grid": [grid.rows, grid.columns], "size": [grid.height, grid.width], "origin": self.origin}
         table = frames.to_arrow(self.frame)
         image, place = np.divmod(np.arange(len(table)), grid.patches_per_image)
         names = pa.array(self.names, pa.large_string()).take(pa.array(image, mask=place != 0))
@@ -182,6 +197,10 @@ class Ledger:
             table = pq.read_table(path)
             meta = json.loads((table.schema.metadata or {})[_META])
             grid = Grid(*meta["grid"], *meta["size"])
+            origin = None
+            if given := meta.get("origin"):
+                digest, (height, width) = given
+                origin = Origin(str(digest), (int(height), int(width)))
             if _NAME in table.column_names:
                 names = tuple(table[_NAME].drop_null().to_pylist())
                 table = table.drop_columns([_NAME])
@@ -198,7 +217,7 @@ class Ledger:
                 f"{len(names) * grid.patches_per_image - 1} of {len(names)} images in their order; was it "
                 "sorted or filtered?"
             )
-        return cls(frames.from_arrow(table, torch.device(device)), grid, names)
+        return cls(frames.from_arrow(table, torch.device(device)), grid, names, origin)
 
 
 def _named(names: Sequence[str | Path]) -> tuple[str, ...]:

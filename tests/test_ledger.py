@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from meal_gpu import frame as frames
 from meal_gpu.errors import InputError, RunError
 from meal_gpu.grid import Grid
-from meal_gpu.ledger import UNLABELLED, Ledger
+from meal_gpu.ledger import UNLABELLED, Ledger, Origin
 
 GRID = Grid(2, 3, 5, 7)
 NAMES = ("aachen/a.png", "ulm/ü <b>.png")
@@ -222,9 +222,16 @@ def test_parquet_round_trip(ledger: Ledger, tmp_path: Path) -> None:
     again = Ledger.read(tmp_path / "ledger.parquet", device=ledger.device)
     assert type(again.frame) is type(ledger.frame)
     pd.testing.assert_frame_equal(table(again), table(ledger))
-    assert (again.grid, again.names) == (GRID, NAMES)
+    assert (again.grid, again.names, again.origin) == (GRID, NAMES, None)
     again.label(ids(0), step=3)
     assert torch.equal(again.labelled().cpu(), ids(0, 1, 8))
+
+
+def test_how_the_pool_began_is_kept(tmp_path: Path) -> None:
+    origin = Origin("0" * 64, (16, 8))
+    Ledger.create(Grid(2, 2, 8, 4), ["a"], origin=origin).write(tmp_path / "a.parquet")
+    again = Ledger.read(tmp_path / "a.parquet")
+    assert again.origin == again.extended(["b"]).origin == origin
 
 
 def test_one_ledger_is_one_file(ledger: Ledger, tmp_path: Path) -> None:

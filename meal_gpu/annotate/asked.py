@@ -152,6 +152,12 @@ class Asked:
 
     def require_of(self, ledger: Ledger, path: Path) -> None:
         """Raises DataError unless every patch of the query is that of the ledger, which lies at `path`."""
+        pool = self.notes.get("pool")
+        if pool and ledger.origin and ledger.origin.digest not in ("", pool):
+            raise DataError(
+                f"{self.path}: a query of another pool than {path}, though names may be the same: the first "
+                f"frame was another file (SHA-256 {str(pool)[:12]}…, here {ledger.origin.digest[:12]}…)"
+            )
         grid = ledger.grid
         for item in self.items:
             image = item.patch // grid.patches_per_image

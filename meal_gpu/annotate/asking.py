@@ -20,8 +20,6 @@ from meal_gpu.annotate.plot import coverage, plot
 from meal_gpu.annotate.pool import (
     Stage,
     feature_space,
-    frame_size,
-    in_order,
     open_ledger,
     usable,
     validity,
@@ -126,9 +124,9 @@ def _ask(
     listing, problems = usable(list_images(images), ledger_path, plan.on_bad, stage)
     write_quarantine(ledger_path, problems, stage)
     begun = ledger_path.exists()
-    ledger, added = open_ledger(ledger_path, listing, plan)
-    listing = in_order(listing, ledger.names)
-    native = frame_size(listing.files[0])
+    ledger, listing, added = open_ledger(ledger_path, listing, plan)
+    assert ledger.origin is not None
+    native = ledger.origin.size
     store.require_size(native)
     working = (ledger.grid.height, ledger.grid.width)
 
@@ -158,7 +156,7 @@ def _ask(
     space = described if plan.manifold_limit == LIMIT else (*described, plan.manifold_limit)
     kept = Kept(ledger_path, feature_space(model, space))
     manifold = kept.manifold(device, ops) if begun and not plan.refit else None
-    shards = Shards(plan.cache or str(kept.folder), key)
+    shards = Shards(plan.cache or str(kept.folder), key, ledger.origin.digest)
     scored, fresh, failed = scored_pool(
         work,
         listing,
@@ -219,7 +217,7 @@ def _ask(
         classes = store.named(class_count(work.image_set(Part(source, first)), network))
     asked = Asked(
         out, step, plan.strategy, plan.seed, classes, native, plan.grid,
-        tuple(items[:number]), _notes(plan, totals, number, key),
+        tuple(items[:number]), _notes(plan, totals, number, key, ledger.origin.digest),
     )  # fmt: skip
     report = Report(
         asked, added, fresh, len(ledger), plan.cost.totals(items[:number]),
@@ -296,10 +294,11 @@ def _anywhere(file: str) -> str:
     return file if is_url(file) else str(Path(file).absolute())
 
 
-def _notes(plan: Plan, totals: Totals, number: int, key: str) -> dict[str, object]:
+def _notes(plan: Plan, totals: Totals, number: int, key: str, pool: str) -> dict[str, object]:
     last = number - 1
     return {
         "model": key,
+        "pool": pool,
         "budget": f"{plan.budget.amount:g} {plan.budget.unit}",
         "cost": vars(plan.cost),
         "context": plan.context,

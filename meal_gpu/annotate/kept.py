@@ -64,11 +64,13 @@ class Shards:
     Args:
         place: a folder, or a URL that fsspec opens, that all processes reach.
         fingerprint: of the model and how it is applied.
+        pool: of which pool, where several share the place: their frames may have the same names.
     """
 
-    def __init__(self, place: str, fingerprint: str) -> None:
+    def __init__(self, place: str, fingerprint: str, pool: str = "") -> None:
         self.place = place.rstrip("/")
-        self._key = fingerprint[:16]
+        self.pool = pool
+        self._key = f"{fingerprint[:16]}-{pool[:16]}" if pool else fingerprint[:16]
         self._columns: Sequence[str] = ()
         self._parts: dict[str, _Part] = {}  # what was read, by file
 

@@ -15,11 +15,11 @@ from meal_gpu.annotate.pictures import read_frame, read_mask
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
 from meal_gpu.grid import Grid
-from meal_gpu.images.content import is_url
+from meal_gpu.images.content import digests, is_url
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing
 from meal_gpu.images.probing import Problem, looks, probe, quarantine, refusal
-from meal_gpu.ledger import Ledger
+from meal_gpu.ledger import Ledger, Origin
 from meal_gpu.pool import candidates_for
 from meal_gpu.scoring import Advance
 
@@ -49,14 +49,17 @@ def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> tuple[L
         DataError: with "stop", there are such frames; with "skip", no others.
         RunError: the list cannot be written.
     """
-    known = set(Ledger.read(ledger).names) if ledger.exists() else set()
+    begun = Ledger.read(ledger) if ledger.exists() else None
+    known = set(begun.names) if begun else set()
+    size = begun.origin.size if begun and begun.origin else None
     skip = on_bad == "skip"
     seen = [i for i, file in enumerate(listing.files) if skip or not is_url(file)]
     new = [listing.files[i] for i in seen if listing.names[i] not in known]
     with stage("check frames", len(new)) as advance:
-        # One at a time: nearly always the first has a size
-        before = looks([listing.files[i] for i in seen if listing.names[i] in known], together=1)
-        size = next((look.size for look in before if look.size), None) if new else None
+        if new and not size:  # a ledger of before 2026-12
+            # One at a time: nearly always the first has a size
+            before = looks([listing.files[i] for i in seen if listing.names[i] in known], together=1)
+            size = next((look.size for look in before if look.size), None)
         problems = probe(new, size, deep=skip, progress=advance)
     if not problems:
         return listing, []
@@ -88,18 +91,20 @@ def write_quarantine(ledger: Path, problems: Sequence[Problem], stage: Stage) ->
         advance(1)
 
 
-def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:
-    """The pool's ledger with the frames of the listing, and how many of these are new.
+def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, Listing, int]:
+    """The pool's ledger with the frames of the listing, these in its order, and how many are new.
 
     Raises:
         ConfigError: the plan has another grid than the ledger, or one that does not fit a new pool.
-        DataError: a frame of the ledger is not in the listing.
+        DataError: a frame of the ledger is not in the listing, or its first has another size now.
     """
     if not path.exists():
         native = frame_size(listing.files[0])
         size = plan.size or native
         require_fit(plan.grid, size, native)
-        return Ledger.create(Grid(*plan.grid, *size), listing.names), len(listing.names)
+        (digest,) = digests(listing.files[:1])
+        ledger = Ledger.create(Grid(*plan.grid, *size), listing.names, origin=Origin(digest, native))
+        return ledger, listing, len(listing.names)
     ledger = Ledger.read(path)
     has, wanted = (ledger.grid.rows, ledger.grid.columns), plan.grid
     over = "" if plan.size is None else f" over {plan.size[0]}×{plan.size[1]}"
@@ -116,7 +121,16 @@ def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, int]:
             f"{len(ledger.names)} are missing); bring it back, or begin another ledger"
         )
     extended = ledger.extended(listing.names)
-    return extended, len(extended.names) - len(ledger.names)
+    listing = in_order(listing, extended.names)
+    native = frame_size(listing.files[0])
+    origin = ledger.origin or Origin("", native)
+    if native != origin.size:
+        raise DataError(
+            f"{listing.files[0]}: {native[0]}×{native[1]} pixels (height × width) found, the frames of "
+            f"{path} have {origin.size[0]}×{origin.size[1]}; restore the file"
+        )
+    extended.origin = origin
+    return extended, listing, len(extended.names) - len(ledger.names)
 
 
 def require_fit(grid: tuple[int, int], working: Size, native: Size) -> None:

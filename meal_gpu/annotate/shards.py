@@ -157,6 +157,7 @@ class _Recipe:
     work: Pass
     device: str
     place: str
+    pool: str
     key: str
     fingerprinted: tuple[object, ...]
     on_bad: str
@@ -202,7 +203,8 @@ def _scored_there(recipe: _Recipe, shard: Listing) -> Failed:
             f"{shard.names[0]}: {native[0]}×{native[1]} pixels found, the pool's frames have "
             f"{recipe.work.native[0]}×{recipe.work.native[1]}"
         )
-    return _scored(recipe.work, images, shard, network, Shards(recipe.place, recipe.key), recipe.on_bad)
+    shards = Shards(recipe.place, recipe.key, recipe.pool)
+    return _scored(recipe.work, images, shard, network, shards, recipe.on_bad)
 
 
 def _scored(
@@ -254,7 +256,7 @@ def scored_pool(
             else:
                 recipe = _Recipe(
                     cluster.model, cluster.arguments, cluster.weights and cluster.weights.absolute(), applied,
-                    work, str(images.device), shards.place, key, fingerprinted, on_bad,
+                    work, str(images.device), shards.place, shards.pool, key, fingerprinted, on_bad,
                     torch.get_num_threads(),
                 )  # fmt: skip
                 for number, there in cluster.run(partial(_there, recipe), listed):

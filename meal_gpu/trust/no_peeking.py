@@ -96,7 +96,7 @@ def no_peek(
 
 
 def _copy(ledger: Ledger) -> Ledger:
-    return Ledger(ledger.frame.copy(), ledger.grid, ledger.names)
+    return Ledger(ledger.frame.copy(), ledger.grid, ledger.names, ledger.origin)
 
 
 class _LabelReadError(MealGpuError):

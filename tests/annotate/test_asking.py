@@ -1,6 +1,7 @@
 """`meal-gpu acquire` on frames without any mask."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from meal_gpu import lock, models, ops, strategies
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.formats import export
+from meal_gpu.annotate.ingest import ingest
 from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.plot import coverage
 from meal_gpu.annotate.pool import require_fit
@@ -226,9 +228,71 @@ def test_frames_of_another_size_are_named_before_anything_is_asked(
     for file in folder.iterdir():
         with Image.open(file) as image:
             image.resize((384, 192)).save(file)
+    first = Ledger.read(tmp_path / "pool.parquet").names[0]
+    with pytest.raises(DataError, match=rf"{first}: 192×384 pixels .*pool\.parquet have 96×192; restore"):
+        ask("b", "-n", 1, *size, images=folder)
+    before = Ledger.read(tmp_path / "pool.parquet")
+    before.origin = None  # as ledgers were until 2026-11
+    before.write(tmp_path / "pool.parquet")
     with pytest.raises(RunError, match=r"are of frames of 96×192 pixels .* have 192×384 now: restore"):
         ask("b", "-n", 1, *size, images=folder)
     assert not (tmp_path / "b").exists()
+
+
+def test_the_first_frame_of_another_size_does_not_condemn_others(ask: Ask, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (192, 96), (number, 0, 0)).save(folder / f"{number}.png")
+    random = ("-n", 1, "--strategy", "random")
+    ask("a", *random, images=folder)
+    Image.new("RGB", (64, 64)).save(folder / "0.png")
+    Image.new("RGB", (192, 96)).save(folder / "3.png")
+    with pytest.raises(DataError, match=r"0\.png: 64×64 pixels .*pool\.parquet have 96×192; restore") as told:
+        ask("b", *random, images=folder)
+    assert "3.png" not in str(told.value)
+
+
+@pytest.fixture
+def cameras(tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders of frames of the same names, sizes and times, which show different things."""
+    folders = tmp_path / "front", tmp_path / "rear"
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        for name in ("0.bmp", "1.bmp"):
+            pixels = np.random.default_rng((number, int(name[0]))).integers(0, 255, (96, 192, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name)
+            os.utime(folder / name, (1, 1))
+    return folders
+
+
+def test_pools_of_the_same_names_may_share_a_cache(
+    ask: Ask, cameras: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def entropies(name: str, folder: Path, cache: str) -> torch.Tensor:
+        ledger = f"{name}.parquet"
+        given = ("-n", 1, "--strategy", "entropy", "--cache", tmp_path / cache)
+        ask(f"of-{name}", *given, ledger=ledger, images=folder)
+        return torch.from_numpy(Ledger.read(tmp_path / ledger).frame["score"].to_numpy())
+
+    alone = [entropies(f"alone-{folder.name}", folder, f"of-{folder.name}s") for folder in cameras]
+    assert not torch.equal(*alone)
+    for folder, expected in zip(cameras, alone, strict=True):
+        assert torch.equal(entropies(f"shared-{folder.name}", folder, "shared"), expected)
+
+
+def test_a_query_of_a_pool_with_the_same_names_is_refused(
+    ask: Ask, cameras: tuple[Path, Path], tmp_path: Path
+) -> None:
+    random = ("-n", 1, "--strategy", "random")
+    for name, folder in zip(("front", "rear"), cameras, strict=True):
+        ask(f"of-{name}", *random, ledger=f"{name}.parquet", images=folder)
+    told = r"of-front: a query of another pool than .*rear\.parquet, though names may be the same"
+    with pytest.raises(DataError, match=told):
+        ask("more", *random, "--exclude", tmp_path / "of-front", ledger="rear.parquet", images=cameras[1])
+    with pytest.raises(DataError, match=told):
+        ingest(tmp_path / "of-front", tmp_path / "of-front" / "predictions", tmp_path / "rear.parquet")
+    ask("more", *random, "--exclude", tmp_path / "of-rear", ledger="rear.parquet", images=cameras[1])
 
 
 def test_what_we_wrote_below_the_frames_is_no_frame(ask: Ask, frames: Path, tmp_path: Path) -> None:
