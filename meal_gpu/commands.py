@@ -314,6 +314,8 @@ def ingest(
         typer.echo(f"taken before: {len(done.known)} patches")
     if done.replaced:
         typer.echo(f"masks replaced: {', '.join(item.name for item in done.replaced)}")
+    if done.untouched:
+        typer.echo(f"exactly as predicted: {done.untouched} of the patches taken now")
     if done.empty:
         typer.echo(f"still without a label: {', '.join(item.name for item in done.empty)}")
     if done.missing:

@@ -36,7 +36,8 @@ _PER_PIXEL = 16  # bytes that a verbose format may take for a pixel
 @dataclass(frozen=True)
 class Ingested:
     """`labelled` patches went into the ledger; `replaced` ones were in it with another mask, and `known` ones
-    with this one. `empty` ones had no label, and `missing` ones no answer: these are still asked.
+    with this one. `empty` ones had no label, and `missing` ones no answer: these are still asked. Of those
+    that were taken, `untouched` are what the model had predicted, pixel for pixel.
     """
 
     labelled: tuple[Item, ...]
@@ -44,6 +45,7 @@ class Ingested:
     known: tuple[Item, ...]
     empty: tuple[Item, ...]
     missing: tuple[Item, ...]
+    untouched: int
     problems: tuple[str, ...]
 
 
@@ -57,6 +59,8 @@ def ingest(
     replace: bool = False,
 ) -> Ingested:
     """Check what a tool gave back for a query, store the masks, and mark their patches in the ledger.
+
+    Labels where nothing is valid, as the query's --valid said, become void.
 
     The ledger is replaced in one step, after the masks are on the disk: a process killed in between leaves
     masks that the ledger does not know, which count nowhere and are written anew by the next ingest.
@@ -146,8 +150,10 @@ def accept(
     asked.require_of(ledger, ledger_path)
     steps = ledger.frame["step"].to_numpy()
     store = LabelStore.of(ledger_path)
+    if (steps != UNLABELLED).any():
+        _ = store.info  # without which a second store would begin
     problems: list[str] = []
-    good: list[tuple[Item, np.ndarray]] = []
+    good: list[tuple[Item, np.ndarray, bool]] = []
     known: list[Item] = []
     empty: list[Item] = []
     times = Counter(answer.name for answer in answers)
@@ -159,6 +165,11 @@ def accept(
             problem = f"given {times[answer.name]} times; one mask for a patch"
         if problem is None and item is not None and labels is not None:
             problem, labels = _fit(labels, item, asked)
+            untouched = False
+            if labels is not None:
+                predicted = asked.prediction(item)
+                labels = np.where(predicted == VOID, np.uint8(VOID), labels)
+                untouched = np.array_equal(labels, predicted)
             if problem is None and labels is not None and _is_there(store, item, labels, steps, replace):
                 known.append(item)
                 continue
@@ -170,7 +181,7 @@ def accept(
                 )
             elif problem is None and labels is not None:
                 if bool((labels != VOID).any()):
-                    good.append((item, labels))
+                    good.append((item, labels, untouched))
                 elif labelled:
                     problem = f"no pixel of a class, but patch {item.patch} is labelled: it keeps its mask"
                 else:
@@ -181,17 +192,21 @@ def accept(
     if problems and not partial:
         more = f"\nnothing was changed; {len(good)} other patches fit: --partial takes them" if good else ""
         raise DataError(f"{source}: " + "\n".join(problems) + more)
-    fresh = tuple(item for item, _ in good if steps[item.patch] == UNLABELLED)
-    replaced = tuple(item for item, _ in good if steps[item.patch] != UNLABELLED)
+    taken = [item for item, _, _ in good]
+    fresh = tuple(item for item in taken if steps[item.patch] == UNLABELLED)
+    replaced = tuple(item for item in taken if steps[item.patch] != UNLABELLED)
     if good:
         store.describe(asked.classes, asked.size, asked.grid)
-        for item, labels in good:
+        for item, labels, _ in good:
             store.write(item.patch, labels, item.digest)
     if fresh:
         ledger.label(torch.tensor([item.patch for item in fresh]), asked.step)
         ledger.write(ledger_path)
     missing = [i for i in asked.items if i.name not in times and steps[i.patch] == UNLABELLED]
-    return Ingested(fresh, replaced, tuple(known), tuple(empty), tuple(missing), tuple(problems))
+    untouched = sum(same for _, _, same in good)
+    return Ingested(
+        fresh, replaced, tuple(known), tuple(empty), tuple(missing), untouched, tuple(problems)
+    )  # fmt: skip
 
 
 def _is_there(

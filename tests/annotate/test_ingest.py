@@ -104,6 +104,47 @@ def test_finished_masks_go_into_the_ledger(desk: Desk) -> None:
     assert done.missing == ()  # 6 is labelled
 
 
+def test_masks_that_nobody_touched_are_counted(desk: Desk) -> None:
+    for patch, predicted in ((6, GOOD), (1, GOOD * 2), (4, GOOD)):
+        Image.fromarray(predicted).save(desk.query / "predictions" / f"{patch}.png")
+    for which, mask in enumerate((GOOD, GOOD, GOOD)):
+        desk.hand_in(which, mask)
+    said = CliRunner().invoke(
+        app, ["ingest", str(desk.answers), "--query", str(desk.query), "--ledger", str(desk.ledger)]
+    )
+    assert said.stdout.splitlines() == [
+        f"labelled: 3 patches, {desk.ledger}", "exactly as predicted: 2 of the patches taken now"
+    ]  # fmt: skip
+    (desk.query / "predictions" / "4.png").unlink()
+    with pytest.raises(DataError, match=r"predictions/4\.png: no such mask; restore the query folder"):
+        ingest(desk.query, desk.answers, desk.ledger)
+
+
+def test_labels_where_nothing_is_valid_become_void(desk: Desk) -> None:
+    predicted = GOOD.copy()
+    predicted[6:] = 255  # as `acquire --valid` writes it
+    Image.fromarray(predicted).save(desk.query / "predictions" / "6.png")
+    Image.fromarray(np.full_like(GOOD, 255)).save(desk.query / "predictions" / "1.png")
+    desk.hand_in(0, GOOD * 2)
+    desk.hand_in(1, GOOD)
+    done = ingest(desk.query, desk.answers, desk.ledger)
+    assert [item.patch for item in done.labelled] == [6] and done.untouched == 0
+    assert [item.patch for item in done.empty] == [1]
+    assert np.array_equal(LabelStore.of(desk.ledger).read(6, (12, 16)), np.where(predicted == 255, 255, 2))
+
+
+def test_a_ledger_without_its_labels_gets_no_second_store(desk: Desk) -> None:
+    desk.hand_in(0, GOOD)
+    ingest(desk.query, desk.answers, desk.ledger)
+    desk.hand_in(1, GOOD)
+    LabelStore.of(desk.ledger).folder.rename(desk.folder / "elsewhere")
+    with pytest.raises(RunError, match=r"Was the ledger moved\? pool\.labels belongs beside it"):
+        ingest(desk.query, desk.answers, desk.ledger)
+    assert not LabelStore.of(desk.ledger).folder.exists()
+    (desk.folder / "elsewhere").rename(LabelStore.of(desk.ledger).folder)
+    assert [item.patch for item in ingest(desk.query, desk.answers, desk.ledger).labelled] == [1]
+
+
 def test_a_query_of_before_digests_is_read(desk: Desk) -> None:
     path = desk.query / "query.parquet"
     pd.read_parquet(path).drop(columns="digest").to_parquet(path, index=False)
