@@ -206,7 +206,10 @@ def export(
         Path | None,
         typer.Option(callback=options.ledger, help="For smp, mmseg and nnunet.", show_default=str(LEDGER)),
     ] = None,
-    images: Annotated[str | None, typer.Option(help="As for acquire; for smp, mmseg and nnunet.")] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="As for acquire; for smp, mmseg and nnunet, and where frames were moved."),
+    ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="URL", help="Also send it to this CVAT or Label Studio.")
     ] = None,
@@ -239,15 +242,17 @@ def export(
     for option, value in given.items():
         if value is not None and option not in formats.options(to):
             raise ConfigError(f"{option} means nothing for --to {to}: leave it out")
+    files: dict[str, str] = {}
+    if images is not None:
+        from meal_gpu.images.listing import list_images
+
+        files = list_images(images).by_name
     if to in formats.TRAINING:
         if images is None:
             raise ConfigError(f"--to {to} needs --images, the frames that the masks belong to")
         from meal_gpu.annotate import training
-        from meal_gpu.images.listing import list_images
 
-        listing = list_images(images)
         target = out or Path("labels") / to
-        files = dict(zip(listing.names, listing.files, strict=True))
         done = training.export(ledger or LEDGER, files, target, to=to, changed=changed or "stop")
         typer.echo(f"{to}: {done.patches} patches in {done.frames} frames, {target}")
         if done.left_out:
@@ -257,6 +262,8 @@ def export(
 
     query = query or QUERY
     asked = Asked.read(query)
+    if images is not None:
+        asked = asked.at(files)
     if to == formats.FIFTYONE:
         from meal_gpu.annotate import voxel51
 
@@ -331,9 +338,7 @@ def view(
     from meal_gpu.annotate import voxel51
     from meal_gpu.images.listing import list_images
 
-    listing = list_images(images)
-    session = voxel51.view(ledger, dict(zip(listing.names, listing.files, strict=True)), query or [])
-    session.wait()
+    voxel51.view(ledger, list_images(images).by_name, query or []).wait()
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ predictions/ID.png  predicted train ids of the patch, at the frame's own resolut
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -167,6 +167,16 @@ class Asked:
                 raise DataError(
                     f"{self.path}: patch {item.patch} of {item.image} is not in {path}; another pool's query"
                 )
+
+    def at(self, files: Mapping[str, str]) -> "Asked":
+        """With frames that were moved since: `files` has path or URL of each by its name in the ledger.
+
+        Raises:
+            DataError: one is not there.
+        """
+        if gone := [item.image for item in self.items if item.image not in files]:
+            raise DataError(f"{gone[0]}: a frame of {self.path} that is not among the images; bring it back")
+        return replace(self, items=tuple(replace(item, file=files[item.image]) for item in self.items))
 
     def require_unchanged(self) -> None:
         """Raises DataError where a frame is missing, or no longer the file that was queried."""

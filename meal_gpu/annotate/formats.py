@@ -36,7 +36,7 @@ def options(form: str) -> tuple[str, ...]:
     if form == FIFTYONE:
         return ("--query",)
     sent = {"cvat": ("--push",), "label-studio": ("--push", "--no-predictions")}
-    return "--query", "--out", *sent.get(form, ())
+    return "--query", "--out", "--images", *sent.get(form, ())
 
 
 def export(asked: Asked, out: Path, *, form: str) -> list[Path]:

@@ -26,12 +26,14 @@ def read_frame(file: str, size: tuple[int, int] | None, digest: str = "") -> Pix
     try:
         content = contents([file])[0] if is_url(file) else Path(file).read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{file}: no such image file; it was there when it was queried") from None
+        raise DataError(
+            f"{file}: no such image file; it was there when it was queried: bring it back, or name where the "
+            "frames lie now as --images"
+        ) from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    pixels = decoded(content, file, size)
     require_same(file, sha256(content).hexdigest(), digest)
-    return pixels
+    return decoded(content, file, size)
 
 
 def decoded(content: bytes, file: str, size: tuple[int, int] | None) -> Pixels:
@@ -54,7 +56,8 @@ def require_same(file: str, found: str, digest: str) -> None:
     if digest not in ("", found):
         raise DataError(
             f"{file}: no longer the file that was queried (SHA-256 {found[:12]}…, then {digest[:12]}…), so "
-            "that predictions may be of another picture; restore it, or make the query anew"
+            "that predictions may be of another picture; restore it, name with --images where it lies now, "
+            "or make the query anew"
         )
 
 

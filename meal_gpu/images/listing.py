@@ -38,6 +38,11 @@ class Listing(NamedTuple):
     files: tuple[str, ...]
     stamps: tuple[str, ...]
 
+    @property
+    def by_name(self) -> dict[str, str]:
+        """The file of every name."""
+        return dict(zip(self.names, self.files, strict=True))
+
     def take(self, rows: Iterable[int]) -> "Listing":
         """Those images, in the order of `rows`."""
         chosen = list(rows)

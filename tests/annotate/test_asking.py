@@ -273,7 +273,7 @@ def test_pools_of_the_same_names_may_share_a_cache(
         ledger = f"{name}.parquet"
         given = ("-n", 1, "--strategy", "entropy", "--cache", tmp_path / cache)
         ask(f"of-{name}", *given, ledger=ledger, images=folder)
-        return torch.from_numpy(Ledger.read(tmp_path / ledger).frame["score"].to_numpy())
+        return torch.from_numpy(Ledger.read(tmp_path / ledger).frame["score"].to_numpy(copy=True))
 
     alone = [entropies(f"alone-{folder.name}", folder, f"of-{folder.name}s") for folder in cameras]
     assert not torch.equal(*alone)
@@ -293,6 +293,26 @@ def test_a_query_of_a_pool_with_the_same_names_is_refused(
     with pytest.raises(DataError, match=told):
         ingest(tmp_path / "of-front", tmp_path / "of-front" / "predictions", tmp_path / "rear.parquet")
     ask("more", *random, "--exclude", tmp_path / "of-rear", ledger="rear.parquet", images=cameras[1])
+
+
+def test_a_query_of_frames_that_were_moved_can_be_exported(
+    ask: Ask, cameras: tuple[Path, Path], tmp_path: Path
+) -> None:
+    asked = ask("q", "-n", 3, "--strategy", "random", images=cameras[0])
+    before = {item.name: pixels.copy() for item, _, pixels in asked.crops()}
+    moved = cameras[0].rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"front/\d\.bmp: no such image file; .*--images"):
+        export(asked, tmp_path / "csv", form="csv")
+    given = ["export", "--to", "csv", "--query", str(asked.path), "--out", str(tmp_path / "csv"), "--images"]
+    with pytest.raises(DataError, match=r"rear/\d\.bmp: no longer the file that was queried .* --images"):
+        app([*given, str(cameras[1])], standalone_mode=False)
+    app([*given, str(moved)], standalone_mode=False)
+    for name, pixels in before.items():
+        with Image.open(tmp_path / "csv" / "images" / f"{name}.png") as image:
+            assert np.array_equal(np.asarray(image), pixels)
+    (moved / asked.items[0].image).unlink()
+    with pytest.raises(DataError, match=r"\d\.bmp: a frame of .*/q that is not among the images; bring it"):
+        app([*given[:-2], str(tmp_path / "again"), "--images", str(moved)], standalone_mode=False)
 
 
 def test_what_we_wrote_below_the_frames_is_no_frame(ask: Ask, frames: Path, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("smp", ["--push", "http://x"], "--push means nothing for --to smp: leave it out"),
         ("mmseg", ["--no-predictions"], "--no-predictions means nothing for --to mmseg"),
         ("nnunet", ["--query", "query"], "--query means nothing for --to nnunet"),
-        ("cvat", ["--images", "frames"], "--images means nothing for --to cvat"),
+        ("fiftyone", ["--images", "frames"], "--images means nothing for --to fiftyone"),
         ("coco", ["--ledger", "pool.parquet"], "--ledger means nothing for --to coco"),
         ("csv", ["--push", "http://x"], "--push means nothing for --to csv"),
         ("cvat", ["--no-predictions"], "--no-predictions means nothing for --to cvat"),
