@@ -203,9 +203,9 @@ def accept(
         ledger.label(torch.tensor([item.patch for item in fresh]), asked.step)
         ledger.write(ledger_path)
     missing = [i for i in asked.items if i.name not in times and steps[i.patch] == UNLABELLED]
-    untouched = sum(same for _, _, same in good)
     return Ingested(
-        fresh, replaced, tuple(known), tuple(empty), tuple(missing), untouched, tuple(problems)
+        fresh, replaced, tuple(known), tuple(empty), tuple(missing), sum(same for _, _, same in good),
+        tuple(problems),
     )  # fmt: skip
 
 
