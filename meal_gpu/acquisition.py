@@ -38,7 +38,8 @@ class Query:
     Attributes:
         patch_ids: [n] int64, on the CPU.
         names: the image of each, as the ledger calls it.
-        boxes: [n, 4] int64 pixels: left, top, right, bottom (exclusive).
+        boxes: [n, 4] int64: left, top, right, bottom (exclusive), in pixels of the size that was scored: that
+            of `acquire`'s `size` where files were brought to one.
         scores: [n] float32 what they were ranked by (entropy in nats), NaN where the strategy ranks nothing.
         embedding: [n, d] float32, NaN for what was drawn; None where the strategy has none.
         pool_scores: [P] float32 of the whole pool, or None.

@@ -24,7 +24,8 @@ class Grid:
     Where a side does not divide, the last row or column is smaller.
 
     Raises:
-        InputError: a size below 1, or a grid so fine that its last row or column would be empty.
+        InputError: a size that is no whole number or below 1, or a grid so fine that its last row or column
+            would be empty.
     """
 
     rows: int
@@ -34,7 +35,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         for field in fields(self):  # NumPy's integers would be another type to a kernel
-            object.__setattr__(self, field.name, index(getattr(self, field.name)))
+            given = getattr(self, field.name)
+            try:
+                object.__setattr__(self, field.name, index(given))
+            except TypeError:
+                raise InputError(f"{field.name} must be a whole number, got {given!r}") from None
         for axis, parts, length in (("rows", self.rows, self.height), ("columns", self.columns, self.width)):
             if parts < 1 or length < 1:
                 raise InputError(
@@ -62,26 +67,48 @@ class Grid:
         return self.rows * self.columns
 
     def locate(self, patches: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Patch ids of any shape -> (image, row, column), each int64 of that shape."""
-        ids = np.asarray(patches, dtype=np.int64)
+        """Patch ids of any shape -> (image, row, column), each int64 of that shape.
+
+        Raises:
+            InputError: they are not whole numbers.
+        """
+        ids = _whole("patches", patches)
         image, cell = np.divmod(ids, self.patches_per_image)
         row, column = np.divmod(cell, self.columns)
         return image, row, column
 
     def patch_id(self, image: ArrayLike, row: ArrayLike, column: ArrayLike) -> NDArray[np.int64]:
-        """(image, row, column) -> patch ids, int64; the inverse of `locate`."""
-        base = np.asarray(image, dtype=np.int64) * self.patches_per_image
-        return np.asarray(base + np.asarray(row) * self.columns + np.asarray(column), dtype=np.int64)
+        """(image, row, column) -> patch ids, int64; the inverse of `locate`.
+
+        Raises:
+            InputError: they are not whole numbers, or a row or column is not one of the grid.
+        """
+        rows, columns = _whole("row", row), _whole("column", column)
+        for what, values, parts in (("row", rows, self.rows), ("column", columns, self.columns)):
+            if values.size and not 0 <= values.min() <= values.max() < parts:
+                raise InputError(f"{what} goes from 0 to {parts - 1}; got {values.min()} to {values.max()}")
+        return np.asarray(_whole("image", image) * self.patches_per_image + rows * self.columns + columns)
 
     def patches_of(self, images: ArrayLike) -> NDArray[np.int64]:
         """Image numbers [N] -> ids [N · patches_per_image] int64 of all their patches, image after image."""
-        base = np.asarray(images, dtype=np.int64)[:, None] * self.patches_per_image
+        base = _whole("images", images)[:, None] * self.patches_per_image
         return (base + np.arange(self.patches_per_image)).reshape(-1)
 
     def boxes(self, patches: ArrayLike) -> NDArray[np.int64]:
-        """Patch ids [M] -> pixel boxes [M, 4] int64: left, top, right, bottom; right and bottom exclusive."""
+        """Patch ids [M] -> pixel boxes [M, 4] int64: left, top, right, bottom; right and bottom exclusive.
+
+        Raises as `locate`.
+        """
         _, row, column = self.locate(patches)
         top, left = row * self.patch_height, column * self.patch_width
         bottom = np.minimum(top + self.patch_height, self.height)
         right = np.minimum(left + self.patch_width, self.width)
         return np.stack([left, top, right, bottom], axis=-1)
+
+
+def _whole(what: str, values: ArrayLike) -> NDArray[np.int64]:
+    """As int64. Raises InputError, which says `what`, where that would round."""
+    found = np.asarray(values)
+    if found.size and found.dtype.kind not in "iu":
+        raise InputError(f"{what} must be whole numbers, got {found.dtype}")
+    return found.astype(np.int64, copy=False)

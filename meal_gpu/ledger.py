@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
@@ -61,9 +61,11 @@ class Ledger:
         """A ledger of len(names) images with nothing labelled.
 
         Raises:
-            InputError: a name is given twice, or `names` is one text.
+            InputError: `grid` is none, a name is given twice, or `names` is no list of them.
             UnavailableError: `device` is a GPU that is not there, or for which cuDF is not installed.
         """
+        if not isinstance(grid, Grid):
+            raise InputError(f"grid must be a meal_gpu.Grid, got {grid!r}")
         names = _named(names)
         patches = np.arange(len(names) * grid.patches_per_image)
         image, row, column = (torch.from_numpy(values) for values in grid.locate(patches))
@@ -222,8 +224,8 @@ class Ledger:
 
 def _named(names: Sequence[str | Path]) -> tuple[str, ...]:
     """The images' names as text, each of them once."""
-    if isinstance(names, str | Path):
-        raise InputError(f"names must be a list of the images' names, got the one text {str(names)!r}")
+    if isinstance(names, str | Path) or not isinstance(names, Iterable):
+        raise InputError(f"names must be a list of the images' names, got {names!r}")
     texts = tuple(map(str, names))
     if len(set(texts)) != len(texts):
         twice = Counter(texts).most_common(1)[0][0]

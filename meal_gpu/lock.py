@@ -32,7 +32,9 @@ def held(file: Path, what: Path, *, wait: bool = False) -> Iterator[int]:
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise RunError(f"{file}: the lock cannot be written: {error.strerror}") from error
+        raise RunError(
+            f"{file}: the lock cannot be written: {error.strerror}; make its folder writable, or take another"
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,8 @@
 """Patch ids, (image, row, column) and boxes are three spellings of one thing."""
 
 import dataclasses
+import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -77,6 +79,27 @@ def test_impossible_grids_name_both_numbers_and_the_fix(
     with pytest.raises(InputError) as error:
         Grid(*arguments)
     assert all(part in str(error.value) for part in told)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: Grid(4.0, 4, 8, 8), "rows must be a whole number, got 4.0"),  # type: ignore[arg-type]
+        (lambda: CAMVID.boxes([1.7]), "patches must be whole numbers, got float64"),
+        (lambda: CAMVID.locate(np.array([True])), "patches must be whole numbers, got bool"),
+        (lambda: CAMVID.patches_of(np.array([0.5])), "images must be whole numbers, got float64"),
+        (lambda: CAMVID.patch_id(1, 5, 3), "row goes from 0 to 3; got 5 to 5"),
+        (lambda: CAMVID.patch_id(1, [0, 1], [3, -1]), "column goes from 0 to 3; got -1 to 3"),
+    ],
+)
+def test_what_would_be_rounded_or_lies_outside_is_refused(call: Callable[[], object], told: str) -> None:
+    with pytest.raises(InputError, match=re.escape(told)):
+        call()
+
+
+def test_of_no_patches_there_are_no_boxes() -> None:
+    assert CAMVID.boxes([]).shape == (0, 4)
+    assert CAMVID.patch_id([], [], []).shape == CAMVID.patches_of([]).shape == (0,)
 
 
 def test_a_grid_is_a_value() -> None:

@@ -174,8 +174,11 @@ def test_names_are_text_and_each_is_given_once(tmp_path: Path) -> None:
     for make in (lambda names: Ledger.create(GRID, names), ledger.extended):
         with pytest.raises(InputError, match="image 'e' is given twice"):
             make(["e", "f", Path("e")])
-        with pytest.raises(InputError, match="must be a list of the images' names, got the one text 'abc'"):
-            make("abc")
+        for names in ("abc", 6):
+            with pytest.raises(InputError, match=f"must be a list of the images' names, got {names!r}"):
+                make(names)
+    with pytest.raises(InputError, match=r"grid must be a meal_gpu\.Grid, got \(4, 4\)"):
+        Ledger.create((4, 4), ["a"])  # type: ignore[arg-type]
 
 
 def test_a_ledger_of_no_images_has_no_last_step() -> None:

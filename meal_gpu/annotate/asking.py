@@ -21,6 +21,8 @@ from meal_gpu.annotate.pool import (
     Stage,
     feature_space,
     open_ledger,
+    replaced,
+    say,
     usable,
     validity,
     wanted,
@@ -192,6 +194,11 @@ def _ask(
         advance(1)
     if manifold is None and pool.fitted is not None:
         kept.write_manifold(pool.fitted)
+        if "embedding_0" in ledger.frame.columns and not plan.refit:
+            say("the manifold is fitted anew: none that was kept is of these features", stage)
+    if names := replaced([row for row in fresh if row not in failed], listing, ledger, store):
+        what = f"{names[0]}: no longer the file that was labelled (so {len(names)} frames)"
+        say(f"{what}; export --changed says what becomes of its labels", stage)
     frames = chosen.patch_ids.numpy() // ledger.grid.patches_per_image
     starts = range(0, len(frames), candidates)  # an open frame gives no patch of far lower rank
     order = np.concatenate([start + packed(frames[start:][:candidates], plan.pack) for start in starts])
@@ -220,7 +227,7 @@ def _ask(
         tuple(items[:number]), _notes(plan, totals, number, key, ledger.origin.digest),
     )  # fmt: skip
     report = Report(
-        asked, added, fresh, len(ledger), plan.cost.totals(items[:number]),
+        asked, added, len(fresh), len(ledger), plan.cost.totals(items[:number]),
         _coverage(chosen, order[:number]), count is None and number == len(order) < left,
     )  # fmt: skip
     scores = scored.scores.clone()

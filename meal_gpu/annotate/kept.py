@@ -187,4 +187,5 @@ def _tensor(table: pa.Table, name: str) -> torch.Tensor:
 
 
 def _unwritten(place: str, error: Exception) -> RunError:
-    return RunError(f"{place}: the cache cannot be written: {error}; free some room")
+    why = atomic.reason(error) if isinstance(error, OSError) else error
+    return RunError(f"{place}: the cache cannot be written: {why}")

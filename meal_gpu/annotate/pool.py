@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from meal_gpu import atomic, strategies
+from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.pictures import read_frame, read_mask
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
@@ -87,7 +88,12 @@ def write_quarantine(ledger: Path, problems: Sequence[Problem], stage: Stage) ->
         atomic.write(target, quarantine(problems))
     except OSError as error:
         raise RunError(f"{target}: could not be written: {atomic.reason(error)}") from error
-    with stage(f"left out: {len(problems)} frames, see {target}", 1) as advance:
+    say(f"left out: {len(problems)} frames, see {target}", stage)
+
+
+def say(text: str, stage: Stage) -> None:
+    """Where the stages are shown."""
+    with stage(text, 1) as advance:
         advance(1)
 
 
@@ -160,6 +166,22 @@ def in_order(listing: Listing, names: Sequence[str]) -> Listing:
     """The images of these names, which are all there, in the order of the names."""
     row = {name: i for i, name in enumerate(listing.names)}
     return listing.take(row[name] for name in names)
+
+
+def replaced(rows: Sequence[int], listing: Listing, ledger: Ledger, store: LabelStore) -> list[str]:
+    """The frames among `rows` that have patches which were labelled on other files than theirs now.
+
+    Raises:
+        DataError: a frame or mask cannot be read.
+    """
+    then: dict[int, set[str]] = {}
+    wanted = set(rows)
+    for patch in ledger.labelled().tolist():
+        image = patch // ledger.grid.patches_per_image
+        if image in wanted and store.path(patch).is_file():
+            then.setdefault(image, set()).add(store.digest(patch))
+    now = digests([listing.files[row] for row in then])
+    return [listing.names[row] for row, digest in zip(then, now, strict=True) if then[row] - {"", digest}]
 
 
 class Wanted(NamedTuple):

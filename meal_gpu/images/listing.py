@@ -79,7 +79,10 @@ def _plain(file: str) -> str:
 
 def _folder(root: Path) -> Listing:
     if not root.is_dir():
-        raise DataError(f"{root}: neither a folder of images, a .parquet manifest nor a URL")
+        raise DataError(
+            f"{root}: neither a folder of images, a .parquet manifest nor a URL; name the folder above, or "
+            "list the files in a .parquet with a column `path` (patterns are for .tar shards)"
+        )
     paths = {path.relative_to(root).as_posix(): path for path in files_below(root) if _is_image(path.name)}
     names = sorted(paths)
     files = tuple(str(paths[name]) for name in names)

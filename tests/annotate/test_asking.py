@@ -315,6 +315,39 @@ def test_a_query_of_frames_that_were_moved_can_be_exported(
         app([*given[:-2], str(tmp_path / "again"), "--images", str(moved)], standalone_mode=False)
 
 
+def test_labels_of_a_frame_that_was_replaced_are_spoken_of(
+    ask: Ask, cameras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = ("-n", 1, "--strategy", "random")
+    asked = ask("a", *random, images=cameras[0])
+    Image.fromarray(asked.prediction(asked.items[0])).save(tmp_path / f"{asked.items[0].name}.png")
+    ingest(tmp_path / "a", tmp_path / f"{asked.items[0].name}.png", tmp_path / "pool.parquet")
+    labelled = asked.items[0].image
+    (other,) = {"0.bmp", "1.bmp"} - {labelled}
+    capsys.readouterr()
+    for name, said in ((other, False), (labelled, True)):
+        shutil.copyfile(cameras[1] / name, cameras[0] / name)
+        ask(f"after-{name}", *random, images=cameras[0])
+        assert (
+            f"{labelled}: no longer the file that was labelled (so 1 frames)" in capsys.readouterr().err
+        ) == said
+    os.utime(cameras[0] / labelled, (2, 2))  # known no more, and the same
+    shutil.copyfile(cameras[1] / other, cameras[0] / labelled)
+    LabelStore.of(tmp_path / "pool.parquet").path(asked.items[0].patch).unlink()
+    ask("c", *random, images=cameras[0])
+    assert "no longer" not in capsys.readouterr().err
+
+
+def test_a_manifold_that_is_fitted_anew_is_spoken_of(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "the manifold is fitted anew: none that was kept is of these features"
+    for out, options, said in (
+        ("first", (), False), ("same", (), False), ("wanted", ("--refit",), False),
+        ("other", ("--features", "shared"), True), ("back", (), False),
+    ):  # fmt: skip
+        ask(out, "-n", 1, *options)
+        assert (told in capsys.readouterr().err) == said, out
+
+
 def test_what_we_wrote_below_the_frames_is_no_frame(ask: Ask, frames: Path, tmp_path: Path) -> None:
     for file in sorted(frames.rglob("*.png")):
         shutil.copyfile(file, tmp_path / file.name)
