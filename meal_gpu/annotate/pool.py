@@ -1,6 +1,7 @@
 """The pool behind a query: its ledger and frames in one order, what is valid of them, and their scores."""
 
 import hashlib
+import posixpath
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,8 @@ from meal_gpu.images.probing import Problem, looks, probe, quarantine, refusal
 from meal_gpu.ledger import Ledger, Origin
 from meal_gpu.pool import candidates_for
 from meal_gpu.scoring import Advance
+
+_LONGEST = 220  # bytes of a frame's name: a file system takes 255, and a crop's has its box in it
 
 Stage = Callable[[str, int], AbstractContextManager[Advance]]
 
@@ -102,8 +105,15 @@ def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, Listi
 
     Raises:
         ConfigError: the plan has another grid than the ledger, or one that does not fit a new pool.
-        DataError: a frame of the ledger is not in the listing, or its first has another size now.
+        DataError: a frame of the ledger is not in the listing, or its first has another size now; or a name
+            is too long for those of crops.
     """
+    for name in listing.names:
+        if (length := len(posixpath.basename(name).encode())) > _LONGEST:
+            raise DataError(
+                f"{name}: a name of {length} bytes; crops are called by it and their box, for which it may "
+                f"have {_LONGEST}: rename the file"
+            )
     if not path.exists():
         native = frame_size(listing.files[0])
         size = plan.size or native

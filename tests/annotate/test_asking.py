@@ -348,6 +348,18 @@ def test_a_manifold_that_is_fitted_anew_is_spoken_of(ask: Ask, capsys: pytest.Ca
         assert (told in capsys.readouterr().err) == said, out
 
 
+def test_a_name_that_no_crop_could_have_is_refused_first(ask: Ask, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    random = ("-n", 16, "--strategy", "random")
+    image = Image.new("RGB", (19200, 96))
+    image.save(folder / f"{'é' * 108}.png")
+    export(ask("q", *random, images=folder), tmp_path / "csv", form="csv")
+    image.save(folder / f"{'é' * 109}.png")
+    with pytest.raises(DataError, match=r"é\.png: a name of 222 bytes; .* it may have 220: rename the file"):
+        ask("r", *random, images=folder)
+
+
 def test_what_we_wrote_below_the_frames_is_no_frame(ask: Ask, frames: Path, tmp_path: Path) -> None:
     for file in sorted(frames.rglob("*.png")):
         shutil.copyfile(file, tmp_path / file.name)
