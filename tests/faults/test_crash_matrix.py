@@ -57,7 +57,7 @@ EVENTS = {
     ],
     "acquire": [
         "begin ~query.lock #1", "begin pool.lock #1", "mkdir pool.cache #1",
-        *(f"{what} pool.cache/~KEY-KEY.parquet #1" for what in ("half of", "rename")),
+        *(f"{what} pool.cache/~KEY-KEY-KEY.parquet #1" for what in ("half of", "rename")),
         "mkdir pool.cache #2", "begin pool.cache/~manifold-KEY.safetensors #1",
         "half of pool.cache/~manifold-KEY.safetensors #1", "rename pool.cache/~manifold-KEY.safetensors #1",
         "half of ~pool.parquet #1", "rename ~pool.parquet #1",
@@ -97,7 +97,7 @@ SHORT = {
         "half of run/~ledger.parquet #2", "rename run/~ledger.parquet #2", "begin run/log.jsonl #3",
     ],
     "acquire": [
-        "half of pool.cache/~KEY-KEY.parquet #1", "rename ~pool.parquet #1",
+        "half of pool.cache/~KEY-KEY-KEY.parquet #1", "rename ~pool.parquet #1",
         "half of ~query/query.parquet #1", "rename ~query #1", "remove ~query.lock #1",
     ],
     "ingest": [
