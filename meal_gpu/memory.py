@@ -20,6 +20,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 _EXHAUSTED = (
     "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory",
     "unable to find an engine to execute", "CUDA allocation failed", "Can't allocate ",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # of a handle: nearly always
 )  # fmt: skip
 _Result = TypeVar("_Result")
 

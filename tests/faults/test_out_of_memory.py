@@ -355,6 +355,7 @@ def test_nothing_holds_the_tensors_of_the_failed_attempt() -> None:
         (RuntimeError("Error in MIXED operator: Can't allocate 6291456 bytes on device 0."), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("a model is out of memory of its own"), False),
     ],
