@@ -4,6 +4,7 @@ An image of H×W pixels is cut into rows × columns patches of ceil(H/rows) × c
 the last row and column hold what is left. Patch ids count row by row within an image, image by image.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from operator import index
 
@@ -109,6 +110,9 @@ class Grid:
 def _whole(what: str, values: ArrayLike) -> NDArray[np.int64]:
     """As int64. Raises InputError, which says `what`, where that would round."""
     found = np.asarray(values)
+    if found.dtype.kind == "O":
+        with suppress(TypeError):
+            found = np.array([index(value) for value in found.ravel()]).reshape(found.shape)
     if found.size and found.dtype.kind not in "iu":
         raise InputError(f"{what} must be whole numbers, got {found.dtype}")
     return found.astype(np.int64, copy=False)

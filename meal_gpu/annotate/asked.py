@@ -22,7 +22,7 @@ from meal_gpu.annotate.pictures import Pixels, read_frame, read_mask, require_sa
 from meal_gpu.data import palette
 from meal_gpu.data.dataset import VOID, Color
 from meal_gpu.errors import DataError, RunError
-from meal_gpu.images.content import digests
+from meal_gpu.images.content import anywhere, digests
 from meal_gpu.images.headers import SUFFIXES
 from meal_gpu.ledger import Ledger
 
@@ -156,7 +156,8 @@ class Asked:
         if pool and ledger.origin and ledger.origin.digest not in ("", pool):
             raise DataError(
                 f"{self.path}: a query of another pool than {path}, though names may be the same: the first "
-                f"frame was another file (SHA-256 {str(pool)[:12]}…, here {ledger.origin.digest[:12]}…)"
+                f"frame was another file (SHA-256 {str(pool)[:12]}…, here {ledger.origin.digest[:12]}…); "
+                "pass the --ledger that it was made with"
             )
         grid = ledger.grid
         for item in self.items:
@@ -176,7 +177,9 @@ class Asked:
         """
         if gone := [item.image for item in self.items if item.image not in files]:
             raise DataError(f"{gone[0]}: a frame of {self.path} that is not among the images; bring it back")
-        return replace(self, items=tuple(replace(item, file=files[item.image]) for item in self.items))
+        return replace(
+            self, items=tuple(replace(item, file=anywhere(files[item.image])) for item in self.items)
+        )
 
     def require_unchanged(self) -> None:
         """Raises DataError where a frame is missing, or no longer the file that was queried."""

@@ -21,7 +21,6 @@ from meal_gpu.annotate.pool import (
     Stage,
     feature_space,
     open_ledger,
-    replaced,
     say,
     usable,
     validity,
@@ -32,7 +31,7 @@ from meal_gpu.annotate.shards import Applied, Cluster, Pass, columns_of, scored_
 from meal_gpu.checkpoint import fingerprint
 from meal_gpu.errors import ConfigError, InputError
 from meal_gpu.grid import Grid
-from meal_gpu.images.content import digests, is_url
+from meal_gpu.images.content import anywhere, digests
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing, list_images
 from meal_gpu.images.opening import open_listing
@@ -193,12 +192,9 @@ def _ask(
             chosen = _with_rest(chosen, pool.unlabelled.cpu(), ledger)
         advance(1)
     if manifold is None and pool.fitted is not None:
+        if kept.begun and not plan.refit:
+            say("the manifold is fitted anew: those that were kept are of other features or limits", stage)
         kept.write_manifold(pool.fitted)
-        if "embedding_0" in ledger.frame.columns and not plan.refit:
-            say("the manifold is fitted anew: none that was kept is of these features", stage)
-    if names := replaced([row for row in fresh if row not in failed], listing, ledger, store):
-        what = f"{names[0]}: no longer the file that was labelled (so {len(names)} frames)"
-        say(f"{what}; export --changed says what becomes of its labels", stage)
     frames = chosen.patch_ids.numpy() // ledger.grid.patches_per_image
     starts = range(0, len(frames), candidates)  # an open frame gives no patch of far lower rank
     order = np.concatenate([start + packed(frames[start:][:candidates], plan.pack) for start in starts])
@@ -227,7 +223,7 @@ def _ask(
         tuple(items[:number]), _notes(plan, totals, number, key, ledger.origin.digest),
     )  # fmt: skip
     report = Report(
-        asked, added, len(fresh), len(ledger), plan.cost.totals(items[:number]),
+        asked, added, fresh, len(ledger), plan.cost.totals(items[:number]),
         _coverage(chosen, order[:number]), count is None and number == len(order) < left,
     )  # fmt: skip
     scores = scored.scores.clone()
@@ -285,7 +281,7 @@ def _items(
             Item(
                 int(patch),
                 ledger.names[images[row]],
-                _anywhere(files[row]),
+                anywhere(files[row]),
                 boxes[row],
                 float(chosen.scores[order[row]]),
                 clicks,
@@ -294,11 +290,6 @@ def _items(
             )
         )
     return items, masks
-
-
-def _anywhere(file: str) -> str:
-    """A URL, or a path that holds in every working directory."""
-    return file if is_url(file) else str(Path(file).absolute())
 
 
 def _notes(plan: Plan, totals: Totals, number: int, key: str, pool: str) -> dict[str, object]:

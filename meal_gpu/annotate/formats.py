@@ -34,7 +34,7 @@ def options(form: str) -> tuple[str, ...]:
     if form in TRAINING:
         return "--ledger", "--images", "--out", "--changed"
     if form == FIFTYONE:
-        return ("--query",)
+        return "--query", "--images"
     sent = {"cvat": ("--push",), "label-studio": ("--push", "--no-predictions")}
     return "--query", "--out", "--images", *sent.get(form, ())
 

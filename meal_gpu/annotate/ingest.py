@@ -150,8 +150,11 @@ def accept(
     asked.require_of(ledger, ledger_path)
     steps = ledger.frame["step"].to_numpy()
     store = LabelStore.of(ledger_path)
-    if (steps != UNLABELLED).any():
-        _ = store.info  # without which a second store would begin
+    if (steps > 0).any() and not store.folder.is_dir():
+        raise RunError(
+            f"{store.folder}: no such folder, but {(steps > 0).sum()} patches of {ledger_path} are labelled: "
+            "a second one would begin. Was the ledger moved? Bring its labels to it"
+        )
     problems: list[str] = []
     good: list[tuple[Item, np.ndarray, bool]] = []
     known: list[Item] = []
@@ -165,12 +168,21 @@ def accept(
             problem = f"given {times[answer.name]} times; one mask for a patch"
         if problem is None and item is not None and labels is not None:
             problem, labels = _fit(labels, item, asked)
-            untouched = False
-            if labels is not None:
-                predicted = asked.prediction(item)
-                labels = np.where(predicted == VOID, np.uint8(VOID), labels)
-                untouched = np.array_equal(labels, predicted)
-            if problem is None and labels is not None and _is_there(store, item, labels, steps, replace):
+            valid, untouched = None, False
+            if problem is None and labels is not None:
+                try:
+                    predicted = asked.prediction(item)
+                except DataError as error:
+                    problem = str(error)
+                else:
+                    valid = predicted != VOID
+                    labels[~valid] = VOID
+                    untouched = np.array_equal(labels, predicted)
+            if (
+                valid is not None
+                and labels is not None
+                and _is_there(store, item, labels, valid, steps, replace)
+            ):
                 known.append(item)
                 continue
             labelled = steps[item.patch] != UNLABELLED
@@ -210,9 +222,10 @@ def accept(
 
 
 def _is_there(
-    store: LabelStore, item: Item, labels: np.ndarray, steps: np.ndarray, replace: bool
-) -> bool:  # fmt: skip
+    store: LabelStore, item: Item, labels: np.ndarray, valid: np.ndarray, steps: np.ndarray, replace: bool
+) -> bool:
     """Whether this very mask was taken before, as where the same export comes once more with others.
+    What was taken may have labels where nothing is `valid` (until 2026-11).
 
     To `replace` it, it has to be of the same file too: a frame that was replaced is labelled anew.
     """
@@ -220,7 +233,8 @@ def _is_there(
         return False
     if replace and item.digest and store.digest(item.patch) != item.digest:
         return False
-    return np.array_equal(store.read(item.patch, (item.box.height, item.box.width)), labels)
+    there = store.read(item.patch, (item.box.height, item.box.width))
+    return np.array_equal(np.where(valid, there, VOID), labels)
 
 
 def _fit(labels: np.ndarray, item: Item, asked: Asked) -> tuple[str | None, np.ndarray | None]:
@@ -241,4 +255,4 @@ def _fit(labels: np.ndarray, item: Item, asked: Asked) -> tuple[str | None, np.n
             f"unknown class id {unknown[0]}; known: 0 to {len(asked.classes) - 1}, and {VOID} for void",
             None,
         )
-    return None, np.ascontiguousarray(inside)
+    return None, np.array(inside)

@@ -1,13 +1,15 @@
 """What is known of a pool from earlier queries, beside its ledger: what passes found, and the manifold.
 
-What a pass finds is keyed by the fingerprint of the model (its weights and how it is applied) and by the
-stamp of each file, so that a new frame, a changed frame or another model is computed, and nothing else is.
+What a pass finds is keyed by the fingerprint of the model (its weights and how it is applied), by the pool
+and by the stamp of each file, so that a new frame, a changed frame or another model is computed, and nothing
+else is.
 """
 
 import hashlib
 import io
 import os
 import posixpath
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +48,11 @@ class Kept:
         if not self._manifold.is_file():
             return None
         return Manifold.load(self._manifold, device=device, ops=ops)
+
+    @property
+    def begun(self) -> bool:
+        """Whether Φ was fitted before, to features of whichever space."""
+        return any(self.folder.glob("manifold-*.safetensors"))
 
     def write_manifold(self, manifold: Manifold) -> None:
         """Raises RunError where it cannot be written."""
@@ -154,7 +161,7 @@ class Shards:
 
     def _files(self) -> list[str]:
         if not is_url(self.place):
-            return sorted(str(file) for file in Path(self.place).glob(f"{self._key}-*.parquet"))
+            return sorted(str(file) for file in Path(self.place).glob("*.parquet") if self._has(file.name))
         system, path = filesystem(self.place)
         system.invalidate_cache()
         try:
@@ -162,11 +169,11 @@ class Shards:
         except FileNotFoundError:
             return []
         names = {file: posixpath.basename(file) for file in there}
-        return sorted(
-            file
-            for file, name in names.items()
-            if name.startswith(f"{self._key}-") and name.endswith(".parquet")
-        )
+        return sorted(file for file, name in names.items() if self._has(name))
+
+    def _has(self, name: str) -> bool:
+        """Whether a file is of this model and pool; those of no pool begin as those of all do."""
+        return re.fullmatch(rf"{self._key}-[0-9a-f]+\.parquet", name) is not None
 
     def _opened(self, file: str) -> Any:
         return filesystem(self.place)[0].open(file, "rb") if is_url(self.place) else Path(file).open("rb")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from meal_gpu.errors import DataError
-from meal_gpu.images.content import contents, is_url
+from meal_gpu.images.content import contents, is_url, local
 from meal_gpu.images.headers import FORMATS, not_ids, upright
 
 Pixels = NDArray[np.uint8]
@@ -23,15 +23,12 @@ def read_frame(file: str, size: tuple[int, int] | None, digest: str = "") -> Pix
     Raises:
         DataError: it is missing, damaged or, where they are given, of another size or SHA-256.
     """
-    try:
-        content = contents([file])[0] if is_url(file) else Path(file).read_bytes()
-    except FileNotFoundError:
+    if not is_url(file) and not Path(file).exists():
         raise DataError(
             f"{file}: no such image file; it was there when it was queried: bring it back, or name where the "
             "frames lie now as --images"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+        )
+    content = contents([file])[0] if is_url(file) else local(Path(file))
     require_same(file, sha256(content).hexdigest(), digest)
     return decoded(content, file, size)
 

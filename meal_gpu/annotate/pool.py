@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from meal_gpu import atomic, strategies
-from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.pictures import read_frame, read_mask
 from meal_gpu.annotate.plan import Plan
 from meal_gpu.errors import ConfigError, DataError, InputError, RunError
@@ -65,6 +64,15 @@ def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> tuple[L
             before = looks([listing.files[i] for i in seen if listing.names[i] in known], together=1)
             size = next((look.size for look in before if look.size), None)
         problems = probe(new, size, deep=skip, progress=advance)
+    problems += [
+        Problem(
+            file,
+            f"{file}: its name has {length} bytes, and may have {_LONGEST}, as crops are called by it and "
+            "their box; rename it, or have a manifest name it",
+        )
+        for file, name in zip(listing.files, listing.names, strict=True)
+        if (length := len(posixpath.basename(name).encode())) > _LONGEST and name not in known
+    ]
     if not problems:
         return listing, []
     if on_bad == "stop":
@@ -105,15 +113,8 @@ def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, Listi
 
     Raises:
         ConfigError: the plan has another grid than the ledger, or one that does not fit a new pool.
-        DataError: a frame of the ledger is not in the listing, or its first has another size now; or a name
-            is too long for those of crops.
+        DataError: a frame of the ledger is not in the listing, or its first has another size now.
     """
-    for name in listing.names:
-        if (length := len(posixpath.basename(name).encode())) > _LONGEST:
-            raise DataError(
-                f"{name}: a name of {length} bytes; crops are called by it and their box, for which it may "
-                f"have {_LONGEST}: rename the file"
-            )
     if not path.exists():
         native = frame_size(listing.files[0])
         size = plan.size or native
@@ -143,7 +144,7 @@ def open_ledger(path: Path, listing: Listing, plan: Plan) -> tuple[Ledger, Listi
     if native != origin.size:
         raise DataError(
             f"{listing.files[0]}: {native[0]}×{native[1]} pixels (height × width) found, the frames of "
-            f"{path} have {origin.size[0]}×{origin.size[1]}; restore the file"
+            f"{path} have {origin.size[0]}×{origin.size[1]}; restore the file, or begin another --ledger"
         )
     extended.origin = origin
     return extended, listing, len(extended.names) - len(ledger.names)
@@ -176,22 +177,6 @@ def in_order(listing: Listing, names: Sequence[str]) -> Listing:
     """The images of these names, which are all there, in the order of the names."""
     row = {name: i for i, name in enumerate(listing.names)}
     return listing.take(row[name] for name in names)
-
-
-def replaced(rows: Sequence[int], listing: Listing, ledger: Ledger, store: LabelStore) -> list[str]:
-    """The frames among `rows` that have patches which were labelled on other files than theirs now.
-
-    Raises:
-        DataError: a frame or mask cannot be read.
-    """
-    then: dict[int, set[str]] = {}
-    wanted = set(rows)
-    for patch in ledger.labelled().tolist():
-        image = patch // ledger.grid.patches_per_image
-        if image in wanted and store.path(patch).is_file():
-            then.setdefault(image, set()).add(store.digest(patch))
-    now = digests([listing.files[row] for row in then])
-    return [listing.names[row] for row, digest in zip(then, now, strict=True) if then[row] - {"", digest}]
 
 
 class Wanted(NamedTuple):

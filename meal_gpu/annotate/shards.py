@@ -222,10 +222,10 @@ def _scored(
 
 
 class Outcome(NamedTuple):
-    """What is known of all frames, which were scored now, and those that the model fails with."""
+    """What is known of all frames, how many were scored now, and those that the model fails with."""
 
     scored: Scored
-    fresh: list[int]
+    fresh: int
     failed: Failed
 
 
@@ -288,6 +288,4 @@ def scored_pool(
     assert scores is not None
     classes = None if probabilities is None or counts is None else PatchClasses(probabilities, counts)
     others = {name: values for name in MEASURES if (values := column(name)) is not None}
-    return Outcome(
-        Scored(scores, column("features"), classes, column("boundary"), others), new.tolist(), failed
-    )
+    return Outcome(Scored(scores, column("features"), classes, column("boundary"), others), len(new), failed)

@@ -9,8 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from meal_gpu.annotate.pictures import decoded
 from meal_gpu.data import palette
 from meal_gpu.errors import ConfigError, DataError, RunError
 from meal_gpu.grid import Grid
-from meal_gpu.images.content import aside, digests, fetch_into, is_url
+from meal_gpu.images.content import aside, digests, fetch_into, is_url, local
 from meal_gpu.images.headers import SUFFIXES, image_size, orientation
 from meal_gpu.images.local import mark
 from meal_gpu.ledger import Ledger
@@ -95,10 +95,12 @@ def export(
             f"{gone[0]}: a labelled frame of {ledger_path} that is not among the images ({len(gone)} of "
             f"{len(by_image)} are missing); bring it back"
         )
+    then = {patch: store.digest(patch) for patch in patches.tolist()}
+    _ = _nnunet_labels(info.classes) if to == "nnunet" else classes_text(info.classes)  # before anything slow
     with lock.alone(out), atomic.filled(out) as root:
         mark(root)
         there = _brought({name: files[name] for name in by_image}, root / _ASIDE)
-        left = by_image if changed == "take" else _unchanged(by_image, there, store, stop=changed == "stop")
+        left = by_image if changed == "take" else _unchanged(by_image, there, then, stop=changed == "stop")
         _fill(root, left, _stems(ledger.names, flat=to == "nnunet"), there, store, info, to)
         shutil.rmtree(root / _ASIDE)
     count = sum(map(len, left.values()))
@@ -118,9 +120,16 @@ class _Frame(NamedTuple):
         if end.lower() not in SUFFIXES:
             return ".png"
         if end.lower() in (".jpg", ".jpeg"):
-            with suppress(OSError), Image.open(self.at) as image:  # who reads it says so
+            # Who reads it says so
+            with suppress(OSError, Image.DecompressionBombError), Image.open(self.at) as image:
                 return end if orientation(image) == 1 else ".png"
         return end
+
+    @property
+    def digest(self) -> str:
+        """SHA-256. Raises DataError, as all that follows, where it cannot be read."""
+        with self._named():
+            return digests([str(self.at)])[0]
 
     def write(self, target: Path, size: tuple[int, int], *, plain: bool) -> None:
         """Move it to `target`, or write its pixels there, also what is grey, palette or 16-bit: `plain` RGB.
@@ -129,18 +138,27 @@ class _Frame(NamedTuple):
             DataError: it is damaged, or not of `size`.
         """
         if plain or PurePosixPath(self.file).suffix != target.suffix:
-            Image.fromarray(decoded(self.at.read_bytes(), self.file, size)).save(target)
+            with self._named():
+                pixels = decoded(local(self.at), self.file, size)
+            Image.fromarray(pixels).save(target)
+            self.at.unlink()
             return
-        try:
+        with self._named():
             found = image_size(self.at)
-        except DataError as error:
-            raise DataError(str(error).replace(str(self.at), self.file)) from error
         if found != size:
             raise DataError(
                 f"{self.file}: {found[0]}×{found[1]} pixels (height × width) found, its labels are of "
                 f"{size[0]}×{size[1]}; restore the file"
             )
         self.at.rename(target)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors name where it came from."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(str(error).replace(str(self.at), self.file)) from error
 
 
 def _brought(files: Mapping[str, str], folder: Path) -> dict[str, _Frame]:
@@ -149,27 +167,28 @@ def _brought(files: Mapping[str, str], folder: Path) -> dict[str, _Frame]:
     frames = {
         name: _Frame(file, aside(folder, place, file)) for place, (name, file) in enumerate(files.items())
     }
-    remote = [frame for frame in frames.values() if is_url(frame.file)]
-    fetch_into([frame.file for frame in remote], [frame.at for frame in remote])
     for file, at in frames.values():
         if is_url(file):
             continue
         real = Path(file).resolve()
         if not real.is_file():
             raise DataError(f"{file}: no such image file; bring it back")
+        if not os.access(real, os.R_OK):
+            raise DataError(f"{file}: cannot be read (Permission denied); make the file readable")
         try:
             os.link(real, at)
         except OSError:  # another file system, or one without links
             shutil.copyfile(real, at)
+    remote = [frame for frame in frames.values() if is_url(frame.file)]
+    fetch_into([frame.file for frame in remote], [frame.at for frame in remote])
     return frames
 
 
 def _unchanged(
-    by_image: Mapping[str, list[int]], there: Mapping[str, _Frame], store: LabelStore, *, stop: bool
+    by_image: Mapping[str, list[int]], there: Mapping[str, _Frame], then: Mapping[int, str], *, stop: bool
 ) -> dict[str, list[int]]:
     """The patches that were labelled on the very files. Raises DataError where others are not to be left."""
-    now = dict(zip(by_image, digests([str(there[name].at) for name in by_image]), strict=True))
-    then = {patch: store.digest(patch) for patches in by_image.values() for patch in patches}
+    now = {name: there[name].digest for name in by_image}
     left = {
         name: [patch for patch in patches if then[patch] in ("", now[name])]
         for name, patches in by_image.items()
@@ -179,11 +198,15 @@ def _unchanged(
     if other and (stop or not any(left.values())):
         name, patches = next(iter(other.items()))
         first = min(patches)
+        fix = (
+            "leave such labels out with --changed skip"
+            if any(left.values())
+            else "none would be left without"
+        )
         raise DataError(
             f"{there[name].file}: no longer the file that patch {first} was labelled on (SHA-256 "
             f"{now[name][:12]}…, then {then[first][:12]}…; so {len(other)} of {len(by_image)} "
-            "frames); restore it, leave such labels out with --changed skip, or take them for it as they are "
-            "with --changed take"
+            f"frames); restore it, {fix}, or take them for it as they are with --changed take"
         )
     return {name: patches for name, patches in left.items() if patches}
 

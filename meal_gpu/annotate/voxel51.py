@@ -25,6 +25,8 @@ from meal_gpu.images.headers import image_size
 FINISHED = "finished"
 """The tag of a sample or of a rectangle in "query" whose predictions are right as they are."""
 
+_FRAME = "meal_gpu_frame"  # the field of a sample that says which frame it is
+
 
 def samples(asked: Asked) -> list[Any]:
     """One `fiftyone.Sample` for each frame, in the order of the query; it needs no database.
@@ -47,6 +49,7 @@ def samples(asked: Asked) -> list[Any]:
                 label, box = asked.classes[train_id], _relative(part, asked.size)
                 mask = where[part.within(crop)]
                 predictions.append(fo.Detection(label=label, bounding_box=box, mask=mask, patch=item.patch))
+        sample[_FRAME] = _content(items[0])
         sample["query"] = fo.Detections(detections=query)
         sample["predictions"] = fo.Detections(detections=predictions)
         made.append(sample)
@@ -85,9 +88,12 @@ def answers(found: Iterable[Any], asked: Asked) -> Iterator[Answer]:
     A patch is finished where its sample has a field "ground_truth"; or "predictions", corrected or not, where
     the sample or the patch's rectangle has the tag `FINISHED`. Later masks are painted over earlier ones.
     """
-    frames = {str(Path(file).absolute()): items for file, items in _by_file(asked.items).items()}
+    by_file = _by_file(asked.items)
+    frames = {str(Path(file).absolute()): items for file, items in by_file.items()}
+    frames |= {_content(items[0]): items for items in by_file.values()}
     for sample in found:
-        items = frames.get(str(Path(sample.filepath).absolute()))
+        moved = sample[_FRAME] if sample.has_field(_FRAME) else None
+        items = frames.get(moved) or frames.get(str(Path(sample.filepath).absolute()))
         if items is None:
             yield Answer(Path(sample.filepath).name, None, "a frame of which nothing is asked in this query")
             continue
@@ -197,6 +203,11 @@ def _detections(sample: Any, field: str) -> list[Any] | None:
     """Those of a field, or None where the sample has none."""
     value = sample[field] if sample.has_field(field) else None
     return None if value is None else list(value.detections)
+
+
+def _content(item: Item) -> str:
+    """Tells a frame apart wherever it lies."""
+    return f"{item.image} {item.digest}"
 
 
 def _by_file(items: Iterable[Item]) -> dict[str, list[Item]]:

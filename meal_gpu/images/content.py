@@ -26,6 +26,11 @@ def is_url(file: str) -> bool:
     return "://" in file
 
 
+def anywhere(file: str) -> str:
+    """A URL, or a path that holds in every working directory."""
+    return file if is_url(file) else str(Path(file).absolute())
+
+
 def member(url: str, offset: int, size: int, name: str) -> str:
     """How an image within a tar is written in a listing; it ends like the image's own name."""
     return f"{url}#{offset}+{size}/{name}"
@@ -133,7 +138,19 @@ def _local_digest(file: str) -> str:
         with Path(file).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); bring it back") from error
+        raise _unreadable(file, error) from error
+
+
+def local(path: Path) -> bytes:
+    """What is in a local file. Raises DataError, which names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _unreadable(file: str, error: OSError) -> DataError:
+    return DataError(f"{file}: cannot be read ({error.strerror}); bring it back")
 
 
 class _Request(NamedTuple):

@@ -20,12 +20,14 @@ from meal_gpu import lock, models, ops, strategies
 from meal_gpu.annotate.asked import Asked
 from meal_gpu.annotate.formats import export
 from meal_gpu.annotate.ingest import ingest
+from meal_gpu.annotate.kept import Shards
 from meal_gpu.annotate.labels import LabelStore
 from meal_gpu.annotate.plot import coverage
 from meal_gpu.annotate.pool import require_fit
 from meal_gpu.cli import app
 from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, RunError
 from meal_gpu.grid import Grid
+from meal_gpu.images.listing import list_images
 from meal_gpu.images.loader import Loader
 from meal_gpu.ledger import Ledger
 from meal_gpu.manifold import Manifold
@@ -279,6 +281,14 @@ def test_pools_of_the_same_names_may_share_a_cache(
     assert not torch.equal(*alone)
     for folder, expected in zip(cameras, alone, strict=True):
         assert torch.equal(entropies(f"shared-{folder.name}", folder, "shared"), expected)
+    front = Shards(str(tmp_path / "shared"), "0" * 64, "a" * 64)
+    listing = list_images(str(cameras[0]))
+    front.write(listing, {"scores": torch.ones(2, 16)})
+    assert not Shards(front.place, "0" * 64).read(listing, ["scores"])[0].any()
+    Shards(front.place, "0" * 64).write(listing, {"scores": torch.zeros(2, 16)})
+    for pool, value in (("a" * 64, 1), ("", 0), ("b" * 64, None)):
+        known, found = Shards(front.place, "0" * 64, pool).read(listing, ["scores"])
+        assert known.all() == (value is not None) and (value is None or (found["scores"] == value).all())
 
 
 def test_a_query_of_a_pool_with_the_same_names_is_refused(
@@ -296,7 +306,7 @@ def test_a_query_of_a_pool_with_the_same_names_is_refused(
 
 
 def test_a_query_of_frames_that_were_moved_can_be_exported(
-    ask: Ask, cameras: tuple[Path, Path], tmp_path: Path
+    ask: Ask, cameras: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ask("q", "-n", 3, "--strategy", "random", images=cameras[0])
     before = {item.name: pixels.copy() for item, _, pixels in asked.crops()}
@@ -306,7 +316,9 @@ def test_a_query_of_frames_that_were_moved_can_be_exported(
     given = ["export", "--to", "csv", "--query", str(asked.path), "--out", str(tmp_path / "csv"), "--images"]
     with pytest.raises(DataError, match=r"rear/\d\.bmp: no longer the file that was queried .* --images"):
         app([*given, str(cameras[1])], standalone_mode=False)
-    app([*given, str(moved)], standalone_mode=False)
+    monkeypatch.chdir(tmp_path)
+    app([*given, "moved"], standalone_mode=False)
+    assert {Path(file).parent for file in pd.read_csv(tmp_path / "csv" / "query.csv")["file"]} == {moved}
     for name, pixels in before.items():
         with Image.open(tmp_path / "csv" / "images" / f"{name}.png") as image:
             assert np.array_equal(np.asarray(image), pixels)
@@ -315,33 +327,11 @@ def test_a_query_of_frames_that_were_moved_can_be_exported(
         app([*given[:-2], str(tmp_path / "again"), "--images", str(moved)], standalone_mode=False)
 
 
-def test_labels_of_a_frame_that_was_replaced_are_spoken_of(
-    ask: Ask, cameras: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    random = ("-n", 1, "--strategy", "random")
-    asked = ask("a", *random, images=cameras[0])
-    Image.fromarray(asked.prediction(asked.items[0])).save(tmp_path / f"{asked.items[0].name}.png")
-    ingest(tmp_path / "a", tmp_path / f"{asked.items[0].name}.png", tmp_path / "pool.parquet")
-    labelled = asked.items[0].image
-    (other,) = {"0.bmp", "1.bmp"} - {labelled}
-    capsys.readouterr()
-    for name, said in ((other, False), (labelled, True)):
-        shutil.copyfile(cameras[1] / name, cameras[0] / name)
-        ask(f"after-{name}", *random, images=cameras[0])
-        assert (
-            f"{labelled}: no longer the file that was labelled (so 1 frames)" in capsys.readouterr().err
-        ) == said
-    os.utime(cameras[0] / labelled, (2, 2))  # known no more, and the same
-    shutil.copyfile(cameras[1] / other, cameras[0] / labelled)
-    LabelStore.of(tmp_path / "pool.parquet").path(asked.items[0].patch).unlink()
-    ask("c", *random, images=cameras[0])
-    assert "no longer" not in capsys.readouterr().err
-
-
 def test_a_manifold_that_is_fitted_anew_is_spoken_of(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
-    told = "the manifold is fitted anew: none that was kept is of these features"
+    told = "the manifold is fitted anew: those that were kept are of other features or limits"
     for out, options, said in (
-        ("first", (), False), ("same", (), False), ("wanted", ("--refit",), False),
+        ("pca", ("--strategy", "meal-pca"), False), ("first", (), False), ("same", (), False),
+        ("wanted", ("--refit",), False), ("limit", ("--manifold-limit", 40), True),
         ("other", ("--features", "shared"), True), ("back", (), False),
     ):  # fmt: skip
         ask(out, "-n", 1, *options)
@@ -355,9 +345,16 @@ def test_a_name_that_no_crop_could_have_is_refused_first(ask: Ask, tmp_path: Pat
     image = Image.new("RGB", (19200, 96))
     image.save(folder / f"{'é' * 108}.png")
     export(ask("q", *random, images=folder), tmp_path / "csv", form="csv")
-    image.save(folder / f"{'é' * 109}.png")
-    with pytest.raises(DataError, match=r"é\.png: a name of 222 bytes; .* it may have 220: rename the file"):
+    long = folder / f"{'é' * 109}.png"
+    image.save(long)
+    with pytest.raises(DataError, match=r"é\.png: its name has 222 bytes, and may have 220, .*; rename it"):
         ask("r", *random, images=folder)
+    with pytest.raises(InputError, match="no patch is left"):
+        ask("r", *random, "--on-bad", "skip", "--exclude", tmp_path / "q", images=folder)
+    assert long.name in (tmp_path / "pool.quarantine.csv").read_text()
+    ledger = Ledger.read(tmp_path / "pool.parquet").extended([long.name])  # as one of before may have it
+    ledger.write(tmp_path / "pool.parquet")
+    ask("r", *random, images=folder)
 
 
 def test_what_we_wrote_below_the_frames_is_no_frame(ask: Ask, frames: Path, tmp_path: Path) -> None:

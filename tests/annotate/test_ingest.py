@@ -115,9 +115,16 @@ def test_masks_that_nobody_touched_are_counted(desk: Desk) -> None:
     assert said.stdout.splitlines() == [
         f"labelled: 3 patches, {desk.ledger}", "exactly as predicted: 2 of the patches taken now"
     ]  # fmt: skip
+
+
+def test_a_lost_prediction_is_that_of_one_patch(desk: Desk) -> None:
+    for which in range(3):
+        desk.hand_in(which, GOOD)
     (desk.query / "predictions" / "4.png").unlink()
     with pytest.raises(DataError, match=r"predictions/4\.png: no such mask; restore the query folder"):
         ingest(desk.query, desk.answers, desk.ledger)
+    done = ingest(desk.query, desk.answers, desk.ledger, partial=True)
+    assert {item.patch for item in done.labelled} == {1, 6} and len(done.problems) == 1
 
 
 def test_labels_where_nothing_is_valid_become_void(desk: Desk) -> None:
@@ -130,7 +137,12 @@ def test_labels_where_nothing_is_valid_become_void(desk: Desk) -> None:
     done = ingest(desk.query, desk.answers, desk.ledger)
     assert [item.patch for item in done.labelled] == [6] and done.untouched == 0
     assert [item.patch for item in done.empty] == [1]
-    assert np.array_equal(LabelStore.of(desk.ledger).read(6, (12, 16)), np.where(predicted == 255, 255, 2))
+    store = LabelStore.of(desk.ledger)
+    assert np.array_equal(store.read(6, (12, 16)), np.where(predicted == 255, 255, 2))
+    store.write(6, GOOD * 2)  # as it was kept before
+    desk.hand_in(2, GOOD)
+    done = ingest(desk.query, desk.answers, desk.ledger)
+    assert ([i.patch for i in done.known], [i.patch for i in done.labelled]) == ([6], [4])
 
 
 def test_a_ledger_without_its_labels_gets_no_second_store(desk: Desk) -> None:
@@ -138,11 +150,21 @@ def test_a_ledger_without_its_labels_gets_no_second_store(desk: Desk) -> None:
     ingest(desk.query, desk.answers, desk.ledger)
     desk.hand_in(1, GOOD)
     LabelStore.of(desk.ledger).folder.rename(desk.folder / "elsewhere")
-    with pytest.raises(RunError, match=r"Was the ledger moved\? pool\.labels belongs beside it"):
+    with pytest.raises(
+        RunError, match=r"pool\.labels: no such folder, but 1 patches .* Was the ledger moved\?"
+    ):
         ingest(desk.query, desk.answers, desk.ledger)
     assert not LabelStore.of(desk.ledger).folder.exists()
     (desk.folder / "elsewhere").rename(LabelStore.of(desk.ledger).folder)
     assert [item.patch for item in ingest(desk.query, desk.answers, desk.ledger).labelled] == [1]
+
+
+def test_patches_that_were_labelled_in_the_beginning_need_no_store(desk: Desk) -> None:
+    ledger = Ledger.read(desk.ledger)
+    ledger.label([0], 0)
+    ledger.write(desk.ledger)
+    desk.hand_in(0, GOOD)
+    assert [item.patch for item in ingest(desk.query, desk.answers, desk.ledger).labelled] == [6]
 
 
 def test_a_query_of_before_digests_is_read(desk: Desk) -> None:

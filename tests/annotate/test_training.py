@@ -3,6 +3,7 @@ import re
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,7 +262,6 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("smp", ["--push", "http://x"], "--push means nothing for --to smp: leave it out"),
         ("mmseg", ["--no-predictions"], "--no-predictions means nothing for --to mmseg"),
         ("nnunet", ["--query", "query"], "--query means nothing for --to nnunet"),
-        ("fiftyone", ["--images", "frames"], "--images means nothing for --to fiftyone"),
         ("coco", ["--ledger", "pool.parquet"], "--ledger means nothing for --to coco"),
         ("csv", ["--push", "http://x"], "--push means nothing for --to csv"),
         ("cvat", ["--no-predictions"], "--no-predictions means nothing for --to cvat"),
@@ -298,7 +298,7 @@ def test_labels_of_a_frame_that_was_replaced_are_left_out(pool: Pool) -> None:
     assert np.array_equal(pool.mask("masks/train/seq/a.png"), labels)
     pool.out = pool.root / "none"
     pool.store.write(2, pool.store.read(2, (5, 8)), "0" * 64)
-    with pytest.raises(DataError, match="2 of 2 frames"):
+    with pytest.raises(DataError, match=r"2 of 2 frames.*; restore it, none would be left without, or take"):
         pool.export("smp", changed="skip")
     with pytest.raises(ConfigError, match="changed is 'yes'; known: stop, skip, take"):
         pool.export("smp", changed="yes")
@@ -317,6 +317,34 @@ def test_a_frame_that_cannot_be_taken_is_named(content: bytes | None, told: str,
     with pytest.raises(DataError, match=re.escape(pool.files["c.png"]) + ": " + told):
         pool.export(to, changed="take")
     assert not pool.out.exists()
+
+
+def test_a_frame_that_cannot_be_read_is_named(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def broken(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.parent.name == ".frames" and path.name.startswith("000001"):
+            raise OSError(5, "Input/output error")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", broken)
+    for to, changed in (("smp", "stop"), ("nnunet", "take")):
+        with pytest.raises(
+            DataError, match=re.escape(f"{pool.files['c.png']}: cannot be read (Input/output")
+        ):
+            pool.export(to, changed=changed)
+    assert not pool.out.exists()
+
+
+def test_mistakes_are_said_before_frames_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(tmp_path, classes=tuple(f"c{k}" for k in range(255)))
+    with monkeypatch.context() as patch:
+        patch.setattr("meal_gpu.annotate.training._brought", pytest.fail)
+        with pytest.raises(ConfigError, match="255 classes"):
+            pool.export("nnunet")
+        missing_mask(pool)
+        with pytest.raises(DataError, match=r"11\.png: no such mask"):
+            pool.export("smp")
 
 
 @pytest.mark.parametrize("to", ["smp", "mmseg", "nnunet"])

@@ -125,6 +125,10 @@ assert found[asked.items[0].name].problem == "unknown class 'cat'; known: road, 
 assert (found[asked.items[2].name].labels == 255).all()
 b["ground_truth"] = fo.Detections(detections=[fo.Detection(label="car", bounding_box=[0, 0, .1, .1])])
 assert "without a mask" in answers(b)[asked.items[0].name].problem
+
+for sample in (a, b):  # frames that were moved between export and ingest
+    sample.filepath = "/elsewhere/" + Path(sample.filepath).name
+assert set(answers(a, b)) == {item.name for item in asked.items}
 other = fo.Sample(filepath="/nowhere/z.png")
 assert answers(other)["z.png"].problem == "a frame of which nothing is asked in this query"
 print("done")
