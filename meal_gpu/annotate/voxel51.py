@@ -92,7 +92,7 @@ def answers(found: Iterable[Any], asked: Asked) -> Iterator[Answer]:
     frames = {str(Path(file).absolute()): items for file, items in by_file.items()}
     frames |= {_content(items[0]): items for items in by_file.values()}
     for sample in found:
-        moved = sample[_FRAME] if sample.has_field(_FRAME) else None
+        moved = (sample[_FRAME] if sample.has_field(_FRAME) else None) or ""
         items = frames.get(moved) or frames.get(str(Path(sample.filepath).absolute()))
         if items is None:
             yield Answer(Path(sample.filepath).name, None, "a frame of which nothing is asked in this query")
