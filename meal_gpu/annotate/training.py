@@ -96,7 +96,10 @@ def export(
             f"{len(by_image)} are missing); bring it back"
         )
     then = {patch: store.digest(patch) for patch in patches.tolist()}
-    _ = _nnunet_labels(info.classes) if to == "nnunet" else classes_text(info.classes)  # before anything slow
+    if to == "smp":  # before anything slow
+        classes_text(info.classes)
+    elif to == "nnunet":
+        _nnunet_labels(info.classes)
     with lock.alone(out), atomic.filled(out) as root:
         mark(root)
         there = _brought({name: files[name] for name in by_image}, root / _ASIDE)
@@ -198,15 +201,12 @@ def _unchanged(
     if other and (stop or not any(left.values())):
         name, patches = next(iter(other.items()))
         first = min(patches)
-        fix = (
-            "leave such labels out with --changed skip"
-            if any(left.values())
-            else "none would be left without"
-        )
+        skip = "leaves such labels out" if any(left.values()) else "would leave none"
         raise DataError(
             f"{there[name].file}: no longer the file that patch {first} was labelled on (SHA-256 "
             f"{now[name][:12]}…, then {then[first][:12]}…; so {len(other)} of {len(by_image)} "
-            f"frames); restore it, {fix}, or take them for it as they are with --changed take"
+            f"frames); restore it, or take the labels for it as they are with --changed take; --changed skip "
+            f"{skip}"
         )
     return {name: patches for name, patches in left.items() if patches}
 

@@ -298,7 +298,7 @@ def test_labels_of_a_frame_that_was_replaced_are_left_out(pool: Pool) -> None:
     assert np.array_equal(pool.mask("masks/train/seq/a.png"), labels)
     pool.out = pool.root / "none"
     pool.store.write(2, pool.store.read(2, (5, 8)), "0" * 64)
-    with pytest.raises(DataError, match=r"2 of 2 frames.*; restore it, none would be left without, or take"):
+    with pytest.raises(DataError, match=r"2 of 2 frames.*; --changed skip would leave none"):
         pool.export("smp", changed="skip")
     with pytest.raises(ConfigError, match="changed is 'yes'; known: stop, skip, take"):
         pool.export("smp", changed="yes")
@@ -334,6 +334,13 @@ def test_a_frame_that_cannot_be_read_is_named(pool: Pool, monkeypatch: pytest.Mo
         ):
             pool.export(to, changed=changed)
     assert not pool.out.exists()
+
+
+def test_a_class_that_no_classes_txt_can_hold(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, classes=("road # old", "car", "sky"))
+    with pytest.raises(DataError, match=r"class 'road # old' cannot stand in a classes\.txt"):
+        pool.export("smp")
+    assert pool.export("mmseg") == (2, 3)
 
 
 def test_mistakes_are_said_before_frames_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
