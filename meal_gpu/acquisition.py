@@ -174,13 +174,13 @@ def acquire(
     Args:
         model: a trained network of segmentation_models_pytorch, torchvision or Hugging Face, any other
             `nn.Module` that returns logits, or a `meal_gpu.models.Network` (see `meal_gpu.adapters.adapt`).
-        images: a folder, a list of files, a uint8 RGB tensor [N, H, W, 3], or a torch `Dataset` of such
-            images.
+        images: a folder, a list of files, a uint8 RGB tensor [N, H, W, 3], or a torch `Dataset`
+            whose items are uint8 images (PIL, [H, W, 3] or [3, H, W]) or tuples that begin with one.
         n: how many patches; fewer are returned where fewer are unlabelled.
         strategy: a name in `meal_gpu.strategies.STRATEGIES`.
         ledger: says what is labelled already (and is left as it is); None: nothing.
         manifold: Φ for strategies that need it, such as an earlier query's; None: fitted here on the features
-            of every patch.
+            of every patch, or of `manifold_limit` of them.
         seed: of all draws. One seed, and one ledger, give one query.
         grid: rows and columns of patches; the ledger's own where one is given.
         candidates: N_I, how many patches of highest entropy enter the second stage, of strategies that have
@@ -208,7 +208,7 @@ def acquire(
     Raises:
         InputError: images, n or ledger that do not fit together, a model that cannot be adapted or is on
             another device, or logits that do not lie over the image.
-        ConfigError: an unknown strategy or measure, something that the strategy does not take, or
+        ConfigError: an unknown strategy, measure or device, something that the strategy does not take, or
             meal-calibrated without a temperature.
         DataError: an image file that cannot be used; it is named.
         UnavailableError: ops or a device that are not there.

@@ -109,7 +109,7 @@ def run(
         str | None, typer.Option(help="Files that cannot be used: stop, or skip and list them.")
     ] = None,
     ops: Annotated[str | None, typer.Option(help="auto, reference, cpu or cuda.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the config.")
     ] = None,

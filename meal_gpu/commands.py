@@ -43,7 +43,7 @@ def acquire(
     classes: Annotated[Path | None, typer.Option(help="A classes.txt: one name per line.")] = None,
     grid: Annotated[str, typer.Option(metavar="RxC", help="Rows and columns of patches.")] = "4x4",
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Working size.", show_default="the frames' own")
+        str | None, typer.Option(metavar="HxW", help="Resize to it first.", show_default="the frames' own")
     ] = None,
     window: Annotated[
         str | None, typer.Option(metavar="HxW", help="Slide a window of this size over larger frames.")
@@ -59,7 +59,9 @@ def acquire(
     candidates: Annotated[
         int | None,
         typer.Option(
-            min=1, help="N_I, of highest entropy.", show_default="200, of more than 32 patches 6.25 for each"
+            min=1,
+            help="N_I, the patches of highest --measure.",
+            show_default="200, for more than 32 patches 6.25 for each",
         ),
     ] = None,
     manifold_limit: Annotated[
@@ -74,21 +76,21 @@ def acquire(
         str | None,
         typer.Option(
             metavar="R,G,B",
-            help="Of the values in 0..1 that the model was trained on.",
+            help="Mean of the values in 0..1 that the model was trained on.",
             show_default="ImageNet's",
         ),
     ] = None,
     std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="The same.", show_default="ImageNet's")
+        str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.", show_default="ImageNet's")
     ] = None,
-    passes: Annotated[int, typer.Option(min=1, help="With dropout; bald takes 2 or more.")] = 8,
+    passes: Annotated[int, typer.Option(min=1, help="With dropout, for mc-entropy and bald.")] = 8,
     temperature: Annotated[
         float | None, typer.Option(help="Logits are divided by it; needed for meal-calibrated.")
     ] = None,
     cost: Annotated[
         str, typer.Option(help="Such as click=1.1,frame=8: seconds; vertex=12: pixels a click.")
     ] = "",
-    pack: Annotated[int, typer.Option(min=1, help="Patches taken in a row from an opened frame.")] = 1,
+    pack: Annotated[int, typer.Option(min=1, help="At most so many patches in a row from a frame.")] = 1,
     context: Annotated[int, typer.Option(min=0, help="Pixels that annotators see around a patch.")] = 0,
     exclude: Annotated[
         list[Path] | None, typer.Option(help="A query folder that is still with the annotators; repeat it.")
@@ -103,7 +105,7 @@ def acquire(
     cache: Annotated[
         str | None,
         typer.Option(
-            help="Folder or URL of what is known of the frames; all machines of a cluster must reach it.",
+            help="Folder or URL of the scores; all machines of a cluster must reach it.",
             show_default="beside the ledger",
         ),
     ] = None,
@@ -112,7 +114,7 @@ def acquire(
     ] = 256,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     ops: Annotated[str, typer.Option(help="auto, reference, cpu or cuda.")] = "auto",
 ) -> None:
     """Choose, for your model and your frames, the patches to label within a budget."""

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from meal_gpu import atomic, rng
-from meal_gpu.errors import InputError, RunError
+from meal_gpu.errors import InputError, RunError, UnavailableError
 from meal_gpu.ops import BUILDS, FittedUmap, Ops, select_for
 from meal_gpu.ops.public import require_tensor, whole
 
@@ -165,7 +165,10 @@ class Manifold:
 
         Raises:
             RunError: the file is missing, damaged or something else; it is named.
+            UnavailableError: `device` is a GPU, and torch sees none.
         """
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise UnavailableError(f"device {str(device)!r}: torch sees no GPU; load it onto the CPU")
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 meta = file.metadata() or {}

@@ -30,7 +30,9 @@ def compare(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold run folders.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="RUN/report.html")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file.", show_default="report.html in the first")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also write the learning curves (.svg, .png or .pdf).")
     ] = None,

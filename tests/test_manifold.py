@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.manifold import trustworthiness
 
-from meal_gpu.errors import InputError, RunError
+from meal_gpu.errors import InputError, RunError, UnavailableError
 from meal_gpu.manifold import Manifold, subsample
 
 
@@ -345,3 +345,9 @@ def test_a_manifold_that_holds_nan_is_named(tmp_path: Path) -> None:
         fitted.save(tmp_path / name)
         with pytest.raises(RunError, match=f"{name}: holds NaN or infinite values"):
             Manifold.load(tmp_path / name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="device 'cuda': torch sees no GPU; load it onto the CPU"):
+        Manifold.load(tmp_path / "m", device="cuda")

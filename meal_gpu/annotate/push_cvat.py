@@ -39,7 +39,7 @@ def push(asked: Asked, out: Path, *, url: str, token: str, project: str, poll_se
         from cvat_sdk.core.client import AccessTokenCredentials, Client
     except ImportError as error:
         raise UnavailableError(
-            f"CVAT's SDK from 2.48 on is not installed ({error}): pip install 'meal-gpu[cvat]'"
+            f"CVAT's SDK from 2.80 on is not installed ({error}): pip install 'meal-gpu[cvat]'"
         ) from error
     annotations = out / "annotations.xml"
     if not annotations.is_file():

@@ -20,6 +20,7 @@ from meal_gpu.annotate.kept import Shards, Tensors
 from meal_gpu.cluster import Run
 from meal_gpu.errors import ConfigError, DataError, InputError, MealGpuError, RunError, UnavailableError
 from meal_gpu.grid import Grid
+from meal_gpu.images.content import anywhere
 from meal_gpu.images.headers import Size
 from meal_gpu.images.listing import Listing
 from meal_gpu.images.opening import open_listing
@@ -254,9 +255,11 @@ def scored_pool(
                     found = _scored(work, source, shard, ready, shards, on_bad, advance)
                     failed |= {part[row]: why for row, why in found.items()}
             else:
+                # A worker may have another working directory
+                listed = [part._replace(files=tuple(map(anywhere, part.files))) for part in listed]
                 recipe = _Recipe(
                     cluster.model, cluster.arguments, cluster.weights and cluster.weights.absolute(), applied,
-                    work, str(images.device), shards.place, shards.pool, key, fingerprinted, on_bad,
+                    work, str(images.device), anywhere(shards.place), shards.pool, key, fingerprinted, on_bad,
                     torch.get_num_threads(),
                 )  # fmt: skip
                 for number, there in cluster.run(partial(_there, recipe), listed):

@@ -82,7 +82,8 @@ def patch_entropy(
             infinite logit makes every patch that it is interpolated into NaN. C is 2 to 256.
         grid: rows and columns of patches.
         size: (H, W) at which entropy is measured; (h, w) where None.
-        align_corners: as in `torch.nn.functional.interpolate`; segmentation_models_pytorch uses True.
+        align_corners: as in `torch.nn.functional.interpolate`; segmentation_models_pytorch uses True,
+            torchvision and Hugging Face use False.
         measure: "entropy"; "margin", 1 - (p1 - p2) of the two most likely classes; or "least-confidence",
             1 - p1. All are 0 where the model is certain.
         temperature: the softmax is taken of logits / temperature.

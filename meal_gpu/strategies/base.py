@@ -120,8 +120,8 @@ class Strategy:
 
     `choice` is asked for one patch or more. `needs` and `members` as in `Measure`; `manifold`: it needs Φ;
     `measured`: by the pool's measure, whatever that is; `calibrated`: logits are divided by a temperature
-    that was fitted on the labelled patches; `nested`: the first k of the n patches are those of a query of k,
-    but where n takes all candidates.
+    that was fitted on images which the network was not trained on, or is given; `nested`: the first k of the
+    n patches are those of a query of k, but where n takes all candidates.
     """
 
     name: str

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,6 +214,27 @@ def test_a_pool_that_grows_is_scored_where_it_is_new(frames: Path, tmp_path: Pat
     assert "10 new frames, 10 frames scored now" in said
     again = acquire(folder, tmp_path, "--ledger", tmp_path / "pool.parquet", "--out", tmp_path / "third")
     assert "0 frames scored now" in again
+
+
+def test_workers_may_have_another_working_directory(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "few").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for file in sorted(frames.iterdir())[:2]:
+        (tmp_path / "few" / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+
+    def run(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        for number, part in enumerate(parts):
+            os.chdir(tmp_path / "elsewhere")
+            found = function(part)
+            os.chdir(tmp_path)
+            yield number, found
+
+    monkeypatch.setattr("meal_gpu.cluster.connected", lambda _: nullcontext(run))
+    said = acquire("few", Path(), "--cluster", "tcp://there:1", "--ledger", "pool.parquet")
+    assert "2 frames scored now" in said and not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_workers_that_build_another_network_are_refused(frames: Path, tmp_path: Path) -> None:
