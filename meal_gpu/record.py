@@ -92,7 +92,7 @@ class RunFolder:
                 raise RunError(
                     f"{path} holds {len(runs)} runs and is none: name one, such as {runs[0].parent}"
                 )
-            raise RunError(f"{path} holds no run (no config.toml)")
+            raise RunError(f"{path} holds no run (no config.toml); `meal-gpu run --out {path}` starts one")
         try:
             return cls(path, configs.read(path / "config.toml"))
         except ConfigError as error:

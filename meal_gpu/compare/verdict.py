@@ -109,6 +109,14 @@ def notes(comparison: Comparison) -> Iterator[str]:
         each = "; ".join(f"{group.label} {', '.join(map(str, group.seeds))}" for group in groups)
         yield f"The seeds differ ({each}): a pair is tested on the seeds that both have."
     yield from _steps(comparison)
+    if unfinished := [
+        f"{curve.name} (step {len(curve.labelled) - 1} of {steps})"
+        for group in groups
+        for curve in group.curves
+        if len(curve.labelled) - 1 < (steps := curve.config.number_of_steps(curve.patches, curve.labelled[0]))
+        and curve.labelled[-1] < curve.patches
+    ]:
+        yield f"Not finished, `--resume` goes on with them: {', '.join(unfinished)}."
     for curve in gathered.curves:
         if lost := [str(step) for step, score in enumerate(curve.score) if math.isnan(score)]:
             yield (

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,6 +161,20 @@ def test_pairs_are_tested_on_the_seeds_that_both_have() -> None:
     )
     two = compare(group([c for c in curves if c.config.seed < (2 if c.config.strategy == "a" else 4)]))
     assert any(note.startswith("Two shared seeds leave one degree of freedom") for note in notes(two))
+
+
+@pytest.mark.parametrize(("steps", "said"), [(2, False), (3, True)])
+def test_runs_that_stopped_early_all_of_them_are_named(steps: int, said: bool) -> None:
+    curves = [curve(name, k, [0.1, 0.2 + k / 50, 0.9], steps=steps) for name in "ab" for k in range(2)]
+    (told,) = [note for note in notes(compare(group(curves))) if note.startswith("Not finished")] or [""]
+    expected = ", ".join(f"{one.name} (step 2 of 3)" for one in curves)
+    assert told == (f"Not finished, `--resume` goes on with them: {expected}." if said else "")
+
+
+def test_a_pool_that_is_labelled_whole_is_finished() -> None:
+    curves = [curve(name, k, [0.1, 0.2, 0.9], steps=30) for name in "ab" for k in range(2)]
+    whole = [replace(one, patches=one.labelled[-1]) for one in curves]
+    assert not any(note.startswith("Not finished") for note in notes(compare(group(whole))))
 
 
 def test_runs_of_several_lengths_are_compared_on_common_steps() -> None:
