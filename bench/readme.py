@@ -12,7 +12,6 @@ from meal_gpu import compare
 from meal_gpu.compare import tables
 from meal_gpu.compare.verdict import environment
 from meal_gpu.config import Config
-from meal_gpu.statistics import Interval
 from meal_gpu.strategies import MEASURES, STRATEGIES
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +36,7 @@ def render(readme: str) -> str:
 
 def render_experiments(page: str) -> str:
     """docs/EXPERIMENTS.md with its tables made anew."""
-    return _filled(page, {"beyond": _beyond(ROOT), "fresh": _fresh(ROOT)})
+    return _filled(page, {"beyond": _beyond(ROOT), "fresh": _fresh()})
 
 
 def _filled(page: str, blocks: dict[str, str]) -> str:
@@ -228,24 +227,27 @@ def _beyond(root: Path) -> str:
     return "\n\n".join([*shown, f"{environment(gathered)} {'; '.join(commands)}."]) + "\n\n"
 
 
-def _fresh(root: Path) -> str:
-    """The answer of seeds that the question was written down for, before they ran."""
-    gathered = compare.gather(sorted((root / FRESH).iterdir()))
-    sections = _sections(compare.compare(gathered))
-    shown = [body for title, body in sections if title.startswith(("Strategies", "Pairs"))]
-    return "\n\n".join([*shown, environment(gathered)]) + "\n\n"
+def _compared_again() -> compare.Comparison:
+    """Seeds that the question was written down for, before they ran."""
+    return compare.compare(compare.gather(sorted((ROOT / FRESH).iterdir())))
+
+
+def _fresh() -> str:
+    """Their answer in full."""
+    compared = _compared_again()
+    shown = [body for title, body in _sections(compared) if title.startswith(("Strategies", "Pairs"))]
+    return "\n\n".join([*shown, environment(compared.gathered)]) + "\n\n"
 
 
 def _again() -> str:
-    (pair,) = compare.compare(compare.gather(sorted((ROOT / FRESH).iterdir()))).pairs
-    test = pair.test
-    assert test is not None
-    difference = tables.with_bounds(Interval(test.difference, test.low, test.high, test.n))
+    """And in a sentence."""
+    (pair,) = _compared_again().pairs
+    difference, p, _ = tables.cells(pair)
     file = EXPERIMENTS.relative_to(ROOT).as_posix()
     return (
         f"**Asked once more**, of seeds {pair.seeds[0]} to {pair.seeds[-1]} alone, in bfloat16, with "
         f"question and test written down before they ran ([{file}]({file}), `{FRESH.as_posix()}`): the "
-        f"area of {pair.first} less that of {pair.second} is {difference}, p = {tables.p_value(test.p)}; "
+        f"area of {pair.first} less that of {pair.second} is {difference}, p = {p}; "
         f"{tables.outcome(pair)}."
     )
 

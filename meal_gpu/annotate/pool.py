@@ -71,7 +71,7 @@ def usable(listing: Listing, ledger: Path, on_bad: str, stage: Stage) -> tuple[L
             "their box; rename it, or have a manifest name it",
         )
         for file, name in zip(listing.files, listing.names, strict=True)
-        if (length := len(posixpath.basename(name).encode())) > _LONGEST and name not in known
+        if name not in known and (length := len(posixpath.basename(name).encode())) > _LONGEST
     ]
     if not problems:
         return listing, []

@@ -137,7 +137,7 @@ def _pairs(comparison: Comparison) -> str:
     if not comparison.pairs:
         return ""
     rows = [
-        (escape(pair.first), escape(pair.second), str(len(pair.seeds)), *_cells(pair), escape(outcome(pair)))
+        (escape(pair.first), escape(pair.second), str(len(pair.seeds)), *cells(pair), escape(outcome(pair)))
         for pair in comparison.pairs
     ]
     difference = f"AUBC, first - second [{comparison.confidence} interval]"
@@ -148,7 +148,8 @@ def _pairs(comparison: Comparison) -> str:
     return f"## Pairs\n\n{table(header, rows)}{method}"
 
 
-def _cells(pair: Pair) -> tuple[str, str, str]:
+def cells(pair: Pair) -> tuple[str, str, str]:
+    """The difference with its bounds, p, and p corrected; dashes where no test is sound."""
     if pair.test is None:
         return "–", "–", "–"
     test = pair.test
